@@ -1,0 +1,54 @@
+"""Which module runs which kind of case; a new kind is one line here.
+
+The kind is the name of the folder a case lies in; a case that lies elsewhere is told by content.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from tests.parity.case import Case, Runner
+
+KINDS = {
+    "actionformer": "tests.parity.anchor_free",
+    "frame_indices": "tests.parity.frame_indices",
+    "map": "tests.parity.detection_map",
+    "nms": "tests.parity.nms",
+    "preprocess": "tests.parity.preprocess",
+    "videomae": "tests.parity.videomae",
+}
+
+
+class UnknownKindError(ValueError):
+    """No module runs this case."""
+
+
+def kind_of(case: Case) -> str:
+    """The kind of a case by its folder, else by what it holds."""
+    for folder in (case.path.parent.name, case.path.parent.parent.name):
+        if folder in KINDS:
+            return folder
+    config, arrays = case.config, case.arrays
+    source = str(config.get("source", "")).lower()
+    if "cases" in config and "frame_inds_0" in arrays:
+        return "frame_indices"
+    if "videomaev2" in arrays:
+        return "preprocess"
+    if "segs" in arrays or "in_segs" in arrays:
+        return "nms"
+    if "tiou_thresholds" in config and "label_to_id" in config:
+        return "map"
+    if "pixel_values" in arrays or "videomae" in source:
+        return "videomae"
+    if "actionformer" in source:
+        return "actionformer"
+    raise UnknownKindError(
+        f"{case.path}: unknown kind of case (folder '{case.path.parent.name}'). "
+        f"Known kinds: {', '.join(sorted(KINDS))}."
+    )
+
+
+def run(case: Case) -> None:
+    """Make every comparison of the case."""
+    runner: Runner = import_module(KINDS[kind_of(case)]).run
+    runner(case)
