@@ -1,0 +1,119 @@
+"""The `tadpipe` command: a lazy group, and the one place where errors become exit codes.
+
+Exit codes: 0 done; 1 failed or interrupted; 2 wrong usage or configuration; 3 done in part.
+Command files import click only; the work is imported inside each command.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from tadpipe import __version__
+from tadpipe.cli.options import Invocation
+from tadpipe.errors import TadpipeError
+from tadpipe.registry import nearest
+
+COMMANDS = {
+    "demo": "tadpipe.cli.demo:demo",
+    "init": "tadpipe.cli.init:init",
+    "extract": "tadpipe.cli.extract:extract",
+    "train-detector": "tadpipe.cli.train_detector:train_detector",
+    "detect": "tadpipe.cli.detect:detect",
+    "evaluate": "tadpipe.cli.evaluate:evaluate",
+    "store": "tadpipe.cli.store:store",
+    "list": "tadpipe.cli.list:list_names",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's file when the command is asked for; suggests near misses."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            guesses = nearest(args[0], COMMANDS)
+            hint = f" Did you mean {' or '.join(guesses)}?" if guesses else ""
+            raise click.UsageError(
+                f"No command '{args[0]}'.{hint} Commands: {', '.join(COMMANDS)}.", ctx
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: tadpipe demo. In a folder of your own: tadpipe init.",
+)
+@click.version_option(__version__, prog_name="tadpipe")
+def cli() -> None:
+    """Temporal action detection: features from videos, a store that keeps them, detectors."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors are shown, not raised."""
+    invocation = Invocation()
+    try:
+        outcome = cli.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="tadpipe",
+            obj=invocation,
+            standalone_mode=False,
+        )
+        return outcome if isinstance(outcome, int) else 0
+    except click.ClickException as error:
+        if invocation.as_json:
+            _show(invocation, "usage", error.format_message(), error.exit_code)
+        else:
+            error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        text = "Interrupted. What was finished is kept; run the same command again to go on."
+        return _show(invocation, "Interrupted", text, 1)
+    except TadpipeError as error:
+        if invocation.debug:
+            raise
+        return _show(invocation, type(error).__name__, str(error), error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if invocation.debug:
+            raise
+        text = (
+            f"Unexpected {type(error).__name__}: {error}\n"
+            "  This is a defect of tadpipe. Run again with --debug and report the traceback."
+        )
+        return _show(invocation, type(error).__name__, text, 1)
+
+
+def _show(invocation: Invocation, kind: str, text: str, exit_code: int) -> int:
+    printable = text.encode(sys.stderr.encoding or "utf-8", "backslashreplace").decode(
+        sys.stderr.encoding or "utf-8"
+    )
+    click.echo(f"Error: {printable}" if kind != "Interrupted" else printable, err=True)
+    if invocation.as_json:
+        document = {"error": {"kind": kind, "message": text, "exit_code": exit_code}}
+        click.echo(json.dumps(document, ensure_ascii=True))
+    return exit_code

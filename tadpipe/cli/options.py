@@ -1,0 +1,107 @@
+"""Options that every command spells the same way, and how results and progress are shown.
+
+Results go to stdout (one JSON document with --json), progress and messages to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from tadpipe.pipeline.progress import Progress, Silent
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Invocation:
+    """What the outermost error handler must know of the command that ran."""
+
+    debug: bool = False
+    as_json: bool = False
+
+
+def _remember(field: str) -> Callable[[click.Context, click.Parameter, bool], bool]:
+    def callback(context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
+        invocation = context.find_object(Invocation)
+        if invocation is not None and value:
+            setattr(invocation, field, True)
+        return value
+
+    return callback
+
+
+def shared_options(function: F) -> F:
+    """--json (passed on as `as_json`) and --debug (kept for the error handler)."""
+    for option in (
+        click.option(
+            "--debug",
+            is_flag=True,
+            expose_value=False,
+            callback=_remember("debug"),
+            help="Show the traceback of an error.",
+        ),
+        click.option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            callback=_remember("as_json"),
+            help="Print the result as one JSON document.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of every random choice."
+)
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Say what would be read, reused and written; write nothing."
+)
+device_option = click.option(
+    "--device", default=None, help="cpu, cuda, cuda:1 or auto.  [default: auto]"
+)
+
+
+def emit(as_json: bool, mapping: dict[str, Any], text: str) -> None:
+    """Show a result: the mapping as JSON, or the text."""
+    if as_json:
+        click.echo(json.dumps(mapping, ensure_ascii=True, indent=1, allow_nan=True))
+    elif text:
+        click.echo(text)
+
+
+class TqdmProgress:
+    """A bar on stderr; off when stderr is no terminal, the summary line is always printed."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def begin(self, label: str, total: int | None, unit: str) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=total, desc=label, unit=unit, file=sys.stderr, disable=None, leave=False
+        )
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(units)
+
+    def end(self, summary: str = "") -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if summary:
+            click.echo(summary, err=True)
+
+
+def terminal_progress(as_json: bool) -> Progress:
+    """Progress for a person; silent when a program reads the output."""
+    return Silent() if as_json else TqdmProgress()
