@@ -15,8 +15,8 @@ def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
     return difflib.get_close_matches(word, list(known), n=most, cutoff=0.5)
 
 
-def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
-    """Import what `table` holds under `name`.
+def known(kind: str, table: Mapping[str, str], name: str) -> None:
+    """Check that `table` holds `name`, without importing anything.
 
     Args:
         kind: the family, for the message ("detector", "backbone", "dataset").
@@ -30,5 +30,10 @@ def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
         raise ConfigError(
             f"Unknown {kind} '{name}'.", todo=f"{hint}Known: {', '.join(sorted(table))}."
         )
+
+
+def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
+    """Import what `table` holds under `name`; an unknown name is a ConfigError, see `known`."""
+    known(kind, table, name)
     module, _, attribute = table[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -36,7 +36,8 @@ def _docstring_line(target: str) -> str:
     module, _, attribute = target.partition(":")
     # find_spec imports the parent package, whose __init__ holds names only.
     spec = find_spec(module)
-    assert spec is not None and spec.origin is not None, module
+    if spec is None or spec.origin is None:
+        raise ConfigError("A name leads to no module.", target)
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == attribute:
