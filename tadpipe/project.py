@@ -6,7 +6,7 @@ here. Paths in the file are relative to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tadpipe.config import build, read_toml
@@ -42,11 +42,14 @@ class Project:
         if not path.is_file():
             return cls()
         project = build(cls, read_toml(path), str(path))
-        return project._anchored(folder or Path())
-
-    def _anchored(self, folder: Path) -> Project:
-        paths = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: folder / v for k, v in paths.items() if isinstance(v, Path)})
+        anchor = path.parent
+        return replace(
+            project,
+            store=anchor / project.store,
+            runs=anchor / project.runs,
+            annotations=None if project.annotations is None else anchor / project.annotations,
+            videos=None if project.videos is None else anchor / project.videos,
+        )
 
     def need(self, field: str, option: str) -> object:
         """A setting that has no default.
