@@ -2,16 +2,30 @@
 
 Reads and writes the ActivityNet-style JSON that every data set of the field is distributed in.
 A file with defects is never half read: all defects are collected with their JSON path and raised
-together (`strict`), or reported beside what is sound.
+together (`strict`), or reported beside what is sound. Oddities that published files are known for
+(segments outside the video, exact duplicates) are warnings: reported, and the segment is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from tadpipe.config import write_atomically
 from tadpipe.errors import AnnotationError, Defect
+from tadpipe.json_text import child, read_json, repeated_keys, shown
+
+logger = logging.getLogger(__name__)
+
+# A segment may end this much behind the stated duration: times are published with one decimal and
+# durations differ by a frame or two between containers.
+BEYOND_DURATION_SEC = 0.1
 
 
 class Action(NamedTuple):
@@ -49,7 +63,8 @@ class Annotations:
     videos: Mapping[str, Video]
     labels: tuple[str, ...]
     source: str = ""
-    defects: tuple[Defect, ...] = field(default=())
+    defects: tuple[Defect, ...] = field(default=())  # warnings; with strict=False errors too
+    label_ids: Mapping[str, int] = field(default_factory=dict)  # the file's label_id, if any
 
     def subset_names(self) -> list[str]:
         """The names that occur, in order of first appearance."""
@@ -71,4 +86,381 @@ class Annotations:
         return chosen
 
 
-Detections = dict[str, list[Detection]]  # video name -> detections, best first
+# Video name -> detections, best first as we write them. The order of videos and rows decides
+# between equal scores, so a file is read in its own order.
+Detections = dict[str, list[Detection]]
+
+
+def load_annotations(
+    path: str | Path,
+    *,
+    strict: bool = True,
+    labels: Sequence[str] | None = None,
+    drop_labels: Collection[str] = (),
+    for_evaluation: bool = False,
+) -> Annotations:
+    """Read an ActivityNet-style annotation file.
+
+    Args:
+        strict: raise when there is any error; otherwise leave out what is wrong, keep the sound
+            rest and hand the defects over in `Annotations.defects`.
+        labels: the class list to train with, in its order; another label in the file is an error.
+            Without it the order is that of `label_id`, else sorted by name.
+        drop_labels: labels to leave out, such as "Ambiguous" of THUMOS14.
+        for_evaluation: keep segments that are empty, inverted or start before 0, as warnings:
+            each evaluation protocol has its own rule for them.
+    Raises:
+        AnnotationError: the file cannot be read, or it has errors and `strict` is set. It lists
+            every error and every warning.
+    """
+    path = Path(path)
+    document = read_json(path)
+    reader = _AnnotationReader(str(path), labels, frozenset(drop_labels), for_evaluation)
+    videos = reader.read(document)
+    names, ids = reader.label_order()
+    found = tuple(reader.defects)
+    errors = sum(not defect.is_warning for defect in found)
+    if errors and strict:
+        raise AnnotationError(
+            f"The annotations have {errors} error{'s'[: errors != 1]}.",
+            found,
+            "Mend the file, or read it leniently (strict=False) to leave these entries out.",
+        )
+    if found:
+        logger.warning(
+            "%s: %d errors left out, %d oddities kept; first: %s",
+            path,
+            errors,
+            len(found) - errors,
+            found[0],
+        )
+    return Annotations(videos, names, str(path), found, ids)
+
+
+class _Reader:
+    """Collects defects while a document is taken apart."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.defects: list[Defect] = []
+
+    def error(self, place: str, message: str) -> None:
+        self.defects.append(Defect(self.source, place, message))
+
+    def warn(self, place: str, message: str) -> None:
+        self.defects.append(Defect(self.source, place, message, is_warning=True))
+
+    def table(self, document: Any, key: str, example: str) -> dict[str, Any]:
+        """The object under `key` of the top-level object; empty when it is not there."""
+        if not isinstance(document, dict):
+            self.error("$", f"{_kind(document)}, not an object; the file must be {example}")
+            return {}
+        if key not in document:
+            known = ", ".join(list(document)[:5]) or "none"
+            self.error("$", f"no key '{key}' (keys: {known}); the file must be {example}")
+            return {}
+        table = document[key]
+        if not isinstance(table, dict):
+            self.error(f"$.{key}", f"{_kind(table)}, not an object; write video names as keys")
+            return {}
+        for name in repeated_keys(document):
+            self.error("$", f"the key {shown(name)} occurs twice; the last one counts")
+        for name in repeated_keys(table):
+            self.error(
+                child(f"$.{key}", name), "the video occurs twice; unite the two or rename one"
+            )
+        return table
+
+    def number(self, node: Mapping[str, Any], key: str, place: str) -> float | None:
+        """A positive number or None; anything else is an error."""
+        if key not in node:
+            return None
+        value = _finite(node[key])
+        if value is None or value <= 0:
+            self.error(
+                f"{place}.{key}",
+                f"{shown(node[key])} is not a positive number; correct it or remove the key",
+            )
+            return None
+        return value
+
+    def segment(self, node: Mapping[str, Any], place: str) -> tuple[float, float] | None:
+        """(start, end) in seconds, finite, in any order; None after an error."""
+        if "segment" not in node:
+            self.error(place, "no segment; write [start, end] in seconds or remove the entry")
+            return None
+        value = node["segment"]
+        if not isinstance(value, list) or len(value) != 2:
+            self.error(f"{place}.segment", f"{shown(value)} is not [start, end] in seconds")
+            return None
+        start, end = _finite(value[0]), _finite(value[1])
+        if start is None or end is None:
+            self.error(f"{place}.segment", f"{shown(value)}: both ends must be finite numbers")
+            return None
+        return start, end
+
+    def label(self, node: Mapping[str, Any], place: str) -> str | None:
+        """The label text; None after an error."""
+        if "label" not in node:
+            self.error(place, "no label; name the action or remove the entry")
+            return None
+        label = node["label"]
+        if not isinstance(label, str) or not label.strip():
+            self.error(f"{place}.label", f"{shown(label)} is not a name; labels are text")
+            return None
+        return label
+
+
+class _AnnotationReader(_Reader):
+    """Takes an annotation document apart."""
+
+    def __init__(
+        self,
+        source: str,
+        labels: Sequence[str] | None,
+        dropped: frozenset[str],
+        for_evaluation: bool,
+    ) -> None:
+        super().__init__(source)
+        self.labels = None if labels is None else tuple(labels)
+        self.dropped = dropped
+        self.for_evaluation = for_evaluation
+        self.found_labels: dict[str, None] = {}
+        self.ids: dict[str, int] = {}  # label -> the first label_id it came with
+        self.owners: dict[int, str] = {}  # label_id -> the first label it came with
+
+    def read(self, document: Any) -> dict[str, Video]:
+        database = self.table(document, "database", '{"database": {"video": {...}}}')
+        videos = {}
+        for name, node in database.items():
+            video = self.video(name, node)
+            if video is not None:
+                videos[name] = video
+        return videos
+
+    def video(self, name: str, node: Any) -> Video | None:
+        place = child("$.database", name)
+        if not isinstance(node, dict):
+            self.error(place, f"{_kind(node)}, not an object; write subset, duration, annotations")
+            return None
+        for key in repeated_keys(node):
+            self.error(place, f"the key {shown(key)} occurs twice; the last one counts")
+        subset = node.get("subset")
+        if not isinstance(subset, str) or not subset.strip():
+            was = "no subset" if "subset" not in node else f"subset {shown(subset)} is not a name"
+            self.error(place, f'{was}; write "subset": "training" or the like')
+        duration_sec = self.number(node, "duration", place)
+        fps = self.number(node, "fps", place)
+        frames = self.number(node, "frame", place)
+        if fps is None and frames is not None and duration_sec is not None:
+            fps = frames / duration_sec
+        actions = self.actions(node, place, duration_sec)
+        if not isinstance(subset, str) or not subset.strip():
+            return None
+        return Video(name, subset, duration_sec, fps, actions)
+
+    def actions(
+        self, node: Mapping[str, Any], place: str, duration_sec: float | None
+    ) -> tuple[Action, ...]:
+        entries = node.get("annotations", [])
+        if not isinstance(entries, list):
+            self.error(f"{place}.annotations", f"{_kind(entries)}, not a list; write [] for none")
+            return ()
+        kept: dict[Action, int] = {}
+        actions = []
+        for i, entry in enumerate(entries):
+            spot = f"{place}.annotations[{i}]"
+            action = self.action(entry, spot, duration_sec)
+            if action is None:
+                continue
+            if action in kept:
+                self.warn(
+                    spot, f"the same segment and label as annotations[{kept[action]}]; remove one"
+                )
+            kept.setdefault(action, i)
+            actions.append(action)
+        return tuple(actions)
+
+    def action(self, entry: Any, place: str, duration_sec: float | None) -> Action | None:
+        if not isinstance(entry, dict):
+            self.error(place, f'{_kind(entry)}, not an object; write {{"segment", "label"}}')
+            return None
+        for key in repeated_keys(entry):
+            self.error(place, f"the key {shown(key)} occurs twice; the last one counts")
+        label = self.label(entry, place)
+        if label in self.dropped:
+            return None
+        sound = label is not None and self.check_label(label, entry, place)
+        segment = self.segment(entry, place)
+        if segment is None or not self.check_segment(segment, f"{place}.segment", duration_sec):
+            return None
+        return Action(*segment, label) if sound and label is not None else None
+
+    def check_label(self, label: str, entry: Mapping[str, Any], place: str) -> bool:
+        if self.labels is not None and label not in self.labels:
+            self.error(
+                f"{place}.label", f"{shown(label)} is not in the class list; add or rename it"
+            )
+            return False
+        self.found_labels.setdefault(label)
+        number = entry.get("label_id")
+        if number is None:
+            return True
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            self.error(f"{place}.label_id", f"{shown(number)} is not a whole number from 0")
+        elif self.ids.setdefault(label, number) != number:
+            self.error(
+                f"{place}.label_id",
+                f"{number} for {shown(label)}, which had {self.ids[label]} before; use one id",
+            )
+        elif self.owners.setdefault(number, label) != label:
+            self.error(
+                f"{place}.label_id",
+                f"{number} for {shown(label)}, but it is the id of "
+                f"{shown(self.owners[number])}; use one id per label",
+            )
+        return True
+
+    def check_segment(
+        self, segment: tuple[float, float], place: str, duration_sec: float | None
+    ) -> bool:
+        start, end = segment
+        report = self.warn if self.for_evaluation else self.error
+        wrong = False
+        if start >= end:
+            report(place, f"start {start:g} is not before end {end:g}; swap or remove them")
+            wrong = True
+        if start < 0:
+            report(place, f"start {start:g} lies before the video; times count from 0")
+            wrong = True
+        if duration_sec is not None and max(start, end) > duration_sec + BEYOND_DURATION_SEC:
+            self.warn(
+                place,
+                f"[{start:g}, {end:g}] reaches beyond the duration of {duration_sec:g} s by more "
+                f"than {BEYOND_DURATION_SEC:g} s; correct the segment or the duration",
+            )
+        return self.for_evaluation or not wrong
+
+    def label_order(self) -> tuple[tuple[str, ...], dict[str, int]]:
+        """Labels in training order and their ids; a label without id comes last, by name."""
+        if self.labels is not None:
+            return self.labels, self.ids
+        missing = [label for label in self.found_labels if label not in self.ids]
+        if missing and self.ids:
+            some = ", ".join(sorted(missing)[:5])
+            self.error("$.database", f"no label_id for {some}, but for others; give all or none")
+        last = len(self.owners) and max(self.owners) + 1
+        order = sorted(self.found_labels, key=lambda label: (self.ids.get(label, last), label))
+        return tuple(order), self.ids
+
+
+def load_detections(path: str | Path) -> Detections:
+    """Read detections in the results JSON of ActivityNet; the key `results` is enough.
+
+    Segments may be inverted or lie outside the video: the protocols score them as they are.
+
+    Raises:
+        AnnotationError: not such a file; lists every defect.
+    """
+    path = Path(path)
+    reader = _Reader(str(path))
+    results = reader.table(read_json(path), "results", '{"results": {"video": [...]}}')
+    detections: Detections = {}
+    for name, entries in results.items():
+        place = child("$.results", name)
+        if not isinstance(entries, list):
+            reader.error(place, f"{_kind(entries)}, not a list; write [] for none")
+            continue
+        rows = (_detection(reader, entry, place, i) for i, entry in enumerate(entries))
+        detections[name] = [row for row in rows if row is not None]
+    if reader.defects:
+        count = len(reader.defects)
+        raise AnnotationError(
+            f"The detections have {count} error{'s'[: count != 1]}.",
+            reader.defects,
+            "Mend the file or write it again.",
+        )
+    return detections
+
+
+def _detection(reader: _Reader, entry: Any, place: str, index: int) -> Detection | None:
+    match entry:  # the usual case first: a file may hold a million entries
+        case {"segment": [float(start), float(end)], "label": str(label), "score": float(score)}:
+            if math.isfinite(start + end + score) and label and not label.isspace():
+                return Detection(start, end, label, score)
+    spot = f"{place}[{index}]"
+    if not isinstance(entry, dict):
+        reader.error(spot, f'{_kind(entry)}, not an object; write {{"segment", "label", "score"}}')
+        return None
+    segment, name = reader.segment(entry, spot), reader.label(entry, spot)
+    value = _finite(entry.get("score"))
+    if value is None:
+        was = shown(entry["score"]) if "score" in entry else "no score"
+        reader.error(spot, f"{was}; every detection needs a score, a finite number")
+    if segment is None or name is None or value is None:
+        return None
+    return Detection(*segment, name, value)
+
+
+def save_detections(path: str | Path, detections: Detections) -> None:
+    """Write detections as ActivityNet results JSON: all of it or nothing, in full precision.
+
+    Raises:
+        AnnotationError: a time or score is not finite.
+    """
+    bad = Counter(
+        name
+        for name, rows in detections.items()
+        for row in rows
+        if not math.isfinite(row.start_sec + row.end_sec + row.score)
+    )
+    if bad:
+        raise AnnotationError(
+            "Detections with times or scores that are not finite cannot be written.",
+            [Defect(str(path), child("$.results", name), f"{n} rows") for name, n in bad.items()],
+            "The model has diverged or its input is damaged.",
+        )
+    results = {
+        name: [
+            {
+                "segment": [float(row.start_sec), float(row.end_sec)],
+                "label": row.label,
+                "score": float(row.score),
+            }
+            for row in rows
+        ]
+        for name, rows in detections.items()
+    }
+    document = {
+        "version": "VERSION 1.3",
+        "results": results,
+        "external_data": {"used": False, "details": ""},
+    }
+    write_atomically(Path(path), json.dumps(document, allow_nan=False))
+
+
+def _finite(value: Any) -> float | None:
+    """A JSON number as float; None for text, truth values, NaN and infinity."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, for messages."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a truth value"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+    return "an object"

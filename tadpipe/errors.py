@@ -82,9 +82,11 @@ class Defect:
     file: str
     place: str  # JSON path, e.g. $.database["v1"].annotations[3].segment
     message: str
+    is_warning: bool = False  # odd, but as published files have it: what it concerns is kept
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.place}: {self.message}"
+        kind = "warning: " if self.is_warning else ""
+        return f"{self.file}: {self.place}: {kind}{self.message}"
 
 
 class AnnotationError(TadpipeError, ValueError):
