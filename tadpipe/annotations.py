@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tadpipe.config import write_atomically
 from tadpipe.errors import AnnotationError, Defect
-from tadpipe.json_text import child, read_json, repeated_keys, shown
+from tadpipe.json_text import JsonReader, child, finite, kind, read_json, repeated_keys, shown
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def load_annotations(
     reader = _AnnotationReader(str(path), labels, frozenset(drop_labels), for_evaluation)
     videos = reader.read(document)
     names, ids = reader.label_order()
-    found = tuple(reader.defects)
+    found = tuple(reader.json.defects)
     errors = sum(not defect.is_warning for defect in found)
     if errors and strict:
         raise AnnotationError(
@@ -127,7 +127,8 @@ def load_annotations(
             "Mend the file, or read it leniently (strict=False) to leave these entries out.",
         )
     if found:
-        logger.warning(
+        logger.log(
+            logging.WARNING if errors else logging.INFO,
             "%s: %d errors left out, %d oddities kept; first: %s",
             path,
             errors,
@@ -137,81 +138,7 @@ def load_annotations(
     return Annotations(videos, names, str(path), found, ids)
 
 
-class _Reader:
-    """Collects defects while a document is taken apart."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.defects: list[Defect] = []
-
-    def error(self, place: str, message: str) -> None:
-        self.defects.append(Defect(self.source, place, message))
-
-    def warn(self, place: str, message: str) -> None:
-        self.defects.append(Defect(self.source, place, message, is_warning=True))
-
-    def table(self, document: Any, key: str, example: str) -> dict[str, Any]:
-        """The object under `key` of the top-level object; empty when it is not there."""
-        if not isinstance(document, dict):
-            self.error("$", f"{_kind(document)}, not an object; the file must be {example}")
-            return {}
-        if key not in document:
-            known = ", ".join(list(document)[:5]) or "none"
-            self.error("$", f"no key '{key}' (keys: {known}); the file must be {example}")
-            return {}
-        table = document[key]
-        if not isinstance(table, dict):
-            self.error(f"$.{key}", f"{_kind(table)}, not an object; write video names as keys")
-            return {}
-        for name in repeated_keys(document):
-            self.error("$", f"the key {shown(name)} occurs twice; the last one counts")
-        for name in repeated_keys(table):
-            self.error(
-                child(f"$.{key}", name), "the video occurs twice; unite the two or rename one"
-            )
-        return table
-
-    def number(self, node: Mapping[str, Any], key: str, place: str) -> float | None:
-        """A positive number or None; anything else is an error."""
-        if key not in node:
-            return None
-        value = _finite(node[key])
-        if value is None or value <= 0:
-            self.error(
-                f"{place}.{key}",
-                f"{shown(node[key])} is not a positive number; correct it or remove the key",
-            )
-            return None
-        return value
-
-    def segment(self, node: Mapping[str, Any], place: str) -> tuple[float, float] | None:
-        """(start, end) in seconds, finite, in any order; None after an error."""
-        if "segment" not in node:
-            self.error(place, "no segment; write [start, end] in seconds or remove the entry")
-            return None
-        value = node["segment"]
-        if not isinstance(value, list) or len(value) != 2:
-            self.error(f"{place}.segment", f"{shown(value)} is not [start, end] in seconds")
-            return None
-        start, end = _finite(value[0]), _finite(value[1])
-        if start is None or end is None:
-            self.error(f"{place}.segment", f"{shown(value)}: both ends must be finite numbers")
-            return None
-        return start, end
-
-    def label(self, node: Mapping[str, Any], place: str) -> str | None:
-        """The label text; None after an error."""
-        if "label" not in node:
-            self.error(place, "no label; name the action or remove the entry")
-            return None
-        label = node["label"]
-        if not isinstance(label, str) or not label.strip():
-            self.error(f"{place}.label", f"{shown(label)} is not a name; labels are text")
-            return None
-        return label
-
-
-class _AnnotationReader(_Reader):
+class _AnnotationReader:
     """Takes an annotation document apart."""
 
     def __init__(
@@ -221,8 +148,9 @@ class _AnnotationReader(_Reader):
         dropped: frozenset[str],
         for_evaluation: bool,
     ) -> None:
-        super().__init__(source)
-        self.labels = None if labels is None else tuple(labels)
+        self.json = JsonReader(source)
+        self.labels = None if labels is None else tuple(dict.fromkeys(labels))
+        self.known = frozenset(labels or ())
         self.dropped = dropped
         self.for_evaluation = for_evaluation
         self.found_labels: dict[str, None] = {}
@@ -230,7 +158,7 @@ class _AnnotationReader(_Reader):
         self.owners: dict[int, str] = {}  # label_id -> the first label it came with
 
     def read(self, document: Any) -> dict[str, Video]:
-        database = self.table(document, "database", '{"database": {"video": {...}}}')
+        database = self.json.table(document, "database", '{"database": {"video": {...}}}')
         videos = {}
         for name, node in database.items():
             video = self.video(name, node)
@@ -241,17 +169,19 @@ class _AnnotationReader(_Reader):
     def video(self, name: str, node: Any) -> Video | None:
         place = child("$.database", name)
         if not isinstance(node, dict):
-            self.error(place, f"{_kind(node)}, not an object; write subset, duration, annotations")
+            self.json.error(
+                place, f"{kind(node)}, not an object; write subset, duration, annotations"
+            )
             return None
         for key in repeated_keys(node):
-            self.error(place, f"the key {shown(key)} occurs twice; the last one counts")
+            self.json.error(place, f"the key {shown(key)} occurs twice; the last one counts")
         subset = node.get("subset")
         if not isinstance(subset, str) or not subset.strip():
             was = "no subset" if "subset" not in node else f"subset {shown(subset)} is not a name"
-            self.error(place, f'{was}; write "subset": "training" or the like')
-        duration_sec = self.number(node, "duration", place)
-        fps = self.number(node, "fps", place)
-        frames = self.number(node, "frame", place)
+            self.json.error(place, f'{was}; write "subset": "training" or the like')
+        duration_sec = self.json.number(node, "duration", place)
+        fps = self.json.number(node, "fps", place)
+        frames = self.json.number(node, "frame", place)
         if fps is None and frames is not None and duration_sec is not None:
             fps = frames / duration_sec
         actions = self.actions(node, place, duration_sec)
@@ -264,7 +194,9 @@ class _AnnotationReader(_Reader):
     ) -> tuple[Action, ...]:
         entries = node.get("annotations", [])
         if not isinstance(entries, list):
-            self.error(f"{place}.annotations", f"{_kind(entries)}, not a list; write [] for none")
+            self.json.error(
+                f"{place}.annotations", f"{kind(entries)}, not a list; write [] for none"
+            )
             return ()
         kept: dict[Action, int] = {}
         actions = []
@@ -274,7 +206,7 @@ class _AnnotationReader(_Reader):
             if action is None:
                 continue
             if action in kept:
-                self.warn(
+                self.json.warn(
                     spot, f"the same segment and label as annotations[{kept[action]}]; remove one"
                 )
             kept.setdefault(action, i)
@@ -283,22 +215,22 @@ class _AnnotationReader(_Reader):
 
     def action(self, entry: Any, place: str, duration_sec: float | None) -> Action | None:
         if not isinstance(entry, dict):
-            self.error(place, f'{_kind(entry)}, not an object; write {{"segment", "label"}}')
+            self.json.error(place, f'{kind(entry)}, not an object; write {{"segment", "label"}}')
             return None
         for key in repeated_keys(entry):
-            self.error(place, f"the key {shown(key)} occurs twice; the last one counts")
-        label = self.label(entry, place)
+            self.json.error(place, f"the key {shown(key)} occurs twice; the last one counts")
+        label = self.json.label(entry, place)
         if label in self.dropped:
             return None
         sound = label is not None and self.check_label(label, entry, place)
-        segment = self.segment(entry, place)
+        segment = self.json.segment(entry, place)
         if segment is None or not self.check_segment(segment, f"{place}.segment", duration_sec):
             return None
         return Action(*segment, label) if sound and label is not None else None
 
     def check_label(self, label: str, entry: Mapping[str, Any], place: str) -> bool:
-        if self.labels is not None and label not in self.labels:
-            self.error(
+        if self.labels is not None and label not in self.known:
+            self.json.error(
                 f"{place}.label", f"{shown(label)} is not in the class list; add or rename it"
             )
             return False
@@ -307,14 +239,14 @@ class _AnnotationReader(_Reader):
         if number is None:
             return True
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            self.error(f"{place}.label_id", f"{shown(number)} is not a whole number from 0")
+            self.json.error(f"{place}.label_id", f"{shown(number)} is not a whole number from 0")
         elif self.ids.setdefault(label, number) != number:
-            self.error(
+            self.json.error(
                 f"{place}.label_id",
                 f"{number} for {shown(label)}, which had {self.ids[label]} before; use one id",
             )
         elif self.owners.setdefault(number, label) != label:
-            self.error(
+            self.json.error(
                 f"{place}.label_id",
                 f"{number} for {shown(label)}, but it is the id of "
                 f"{shown(self.owners[number])}; use one id per label",
@@ -325,7 +257,7 @@ class _AnnotationReader(_Reader):
         self, segment: tuple[float, float], place: str, duration_sec: float | None
     ) -> bool:
         start, end = segment
-        report = self.warn if self.for_evaluation else self.error
+        report = self.json.warn if self.for_evaluation else self.json.error
         wrong = False
         if start >= end:
             report(place, f"start {start:g} is not before end {end:g}; swap or remove them")
@@ -334,7 +266,7 @@ class _AnnotationReader(_Reader):
             report(place, f"start {start:g} lies before the video; times count from 0")
             wrong = True
         if duration_sec is not None and max(start, end) > duration_sec + BEYOND_DURATION_SEC:
-            self.warn(
+            self.json.warn(
                 place,
                 f"[{start:g}, {end:g}] reaches beyond the duration of {duration_sec:g} s by more "
                 f"than {BEYOND_DURATION_SEC:g} s; correct the segment or the duration",
@@ -348,7 +280,9 @@ class _AnnotationReader(_Reader):
         missing = [label for label in self.found_labels if label not in self.ids]
         if missing and self.ids:
             some = ", ".join(sorted(missing)[:5])
-            self.error("$.database", f"no label_id for {some}, but for others; give all or none")
+            self.json.error(
+                "$.database", f"no label_id for {some}, but for others; give all or none"
+            )
         last = len(self.owners) and max(self.owners) + 1
         order = sorted(self.found_labels, key=lambda label: (self.ids.get(label, last), label))
         return tuple(order), self.ids
@@ -363,13 +297,13 @@ def load_detections(path: str | Path) -> Detections:
         AnnotationError: not such a file; lists every defect.
     """
     path = Path(path)
-    reader = _Reader(str(path))
+    reader = JsonReader(str(path))
     results = reader.table(read_json(path), "results", '{"results": {"video": [...]}}')
     detections: Detections = {}
     for name, entries in results.items():
         place = child("$.results", name)
         if not isinstance(entries, list):
-            reader.error(place, f"{_kind(entries)}, not a list; write [] for none")
+            reader.error(place, f"{kind(entries)}, not a list; write [] for none")
             continue
         rows = (_detection(reader, entry, place, i) for i, entry in enumerate(entries))
         detections[name] = [row for row in rows if row is not None]
@@ -383,17 +317,17 @@ def load_detections(path: str | Path) -> Detections:
     return detections
 
 
-def _detection(reader: _Reader, entry: Any, place: str, index: int) -> Detection | None:
+def _detection(reader: JsonReader, entry: Any, place: str, index: int) -> Detection | None:
     match entry:  # the usual case first: a file may hold a million entries
         case {"segment": [float(start), float(end)], "label": str(label), "score": float(score)}:
             if math.isfinite(start + end + score) and label and not label.isspace():
                 return Detection(start, end, label, score)
     spot = f"{place}[{index}]"
     if not isinstance(entry, dict):
-        reader.error(spot, f'{_kind(entry)}, not an object; write {{"segment", "label", "score"}}')
+        reader.error(spot, f'{kind(entry)}, not an object; write {{"segment", "label", "score"}}')
         return None
     segment, name = reader.segment(entry, spot), reader.label(entry, spot)
-    value = _finite(entry.get("score"))
+    value = finite(entry.get("score"))
     if value is None:
         was = shown(entry["score"]) if "score" in entry else "no score"
         reader.error(spot, f"{was}; every detection needs a score, a finite number")
@@ -437,30 +371,3 @@ def save_detections(path: str | Path, detections: Detections) -> None:
         "external_data": {"used": False, "details": ""},
     }
     write_atomically(Path(path), json.dumps(document, allow_nan=False))
-
-
-def _finite(value: Any) -> float | None:
-    """A JSON number as float; None for text, truth values, NaN and infinity."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:  # an integer of more than 308 digits
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, for messages."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a truth value"
-        case int() | float():
-            return "a number"
-        case str():
-            return "text"
-        case list():
-            return "a list"
-    return "an object"

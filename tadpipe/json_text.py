@@ -1,13 +1,15 @@
-"""JSON as people write it: read with the line of a mistake and with keys that occur twice.
+"""JSON as people write it: every mistake found, named by its JSON path, and none of them fatal.
 
 Python's reader silently keeps the last of two equal keys, so half of the annotations of a video
-can vanish unseen; `RepeatedKeys` remembers them.
+can vanish unseen; `RepeatedKeys` remembers them. `JsonReader` collects what is wrong while a
+document is taken apart.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,80 @@ def read_json(path: Path) -> Any:
     )
 
 
+class JsonReader:
+    """Collects defects while a document is taken apart."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.defects: list[Defect] = []
+
+    def error(self, place: str, message: str) -> None:
+        self.defects.append(Defect(self.source, place, message))
+
+    def warn(self, place: str, message: str) -> None:
+        self.defects.append(Defect(self.source, place, message, is_warning=True))
+
+    def table(self, document: Any, key: str, example: str) -> dict[str, Any]:
+        """The object under `key` of the top-level object; empty when it is not there."""
+        if not isinstance(document, dict):
+            self.error("$", f"{kind(document)}, not an object; the file must be {example}")
+            return {}
+        if key not in document:
+            known = ", ".join(list(document)[:5]) or "none"
+            self.error("$", f"no key '{key}' (keys: {known}); the file must be {example}")
+            return {}
+        table = document[key]
+        if not isinstance(table, dict):
+            self.error(f"$.{key}", f"{kind(table)}, not an object; write video names as keys")
+            return {}
+        for name in repeated_keys(document):
+            self.error("$", f"the key {shown(name)} occurs twice; the last one counts")
+        for name in repeated_keys(table):
+            self.error(
+                child(f"$.{key}", name), "the video occurs twice; unite the two or rename one"
+            )
+        return table
+
+    def number(self, node: Mapping[str, Any], key: str, place: str) -> float | None:
+        """A positive number or None; anything else is an error."""
+        if key not in node:
+            return None
+        value = finite(node[key])
+        if value is None or value <= 0:
+            self.error(
+                f"{place}.{key}",
+                f"{shown(node[key])} is not a positive number; correct it or remove the key",
+            )
+            return None
+        return value
+
+    def segment(self, node: Mapping[str, Any], place: str) -> tuple[float, float] | None:
+        """(start, end) in seconds, finite, in any order; None after an error."""
+        if "segment" not in node:
+            self.error(place, "no segment; write [start, end] in seconds or remove the entry")
+            return None
+        value = node["segment"]
+        if not isinstance(value, list) or len(value) != 2:
+            self.error(f"{place}.segment", f"{shown(value)} is not [start, end] in seconds")
+            return None
+        start, end = finite(value[0]), finite(value[1])
+        if start is None or end is None:
+            self.error(f"{place}.segment", f"{shown(value)}: both ends must be finite numbers")
+            return None
+        return start, end
+
+    def label(self, node: Mapping[str, Any], place: str) -> str | None:
+        """The label text; None after an error."""
+        if "label" not in node:
+            self.error(place, "no label; name the action or remove the entry")
+            return None
+        label = node["label"]
+        if not isinstance(label, str) or not label.strip():
+            self.error(f"{place}.label", f"{shown(label)} is not a name; labels are text")
+            return None
+        return label
+
+
 def child(place: str, key: str) -> str:
     """The JSON path of an object's entry: $.database["v1"]."""
     quoted = json.dumps(key, ensure_ascii=False)
@@ -67,6 +143,33 @@ def shown(value: Any) -> str:
     """A value of a file as it stands there, shortened."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def finite(value: Any) -> float | None:
+    """A JSON number as float; None for text, truth values, NaN and infinity."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, for messages."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a truth value"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+    return "an object"
 
 
 def _as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
