@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-all lint type bench docs
+.PHONY: setup demo test test-all lint type bench
 
 setup: $(READY)
 

@@ -16,6 +16,7 @@ import click
 from tadpipe.pipeline.progress import Progress, Silent
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 @dataclass
@@ -67,6 +68,11 @@ dry_run_option = click.option(
 device_option = click.option(
     "--device", default=None, help="cpu, cuda, cuda:1 or auto.  [default: auto]"
 )
+
+
+def first(*values: T | None) -> T | None:
+    """The first value that is given: command line, project file, default."""
+    return next((value for value in values if value is not None), None)
 
 
 def emit(as_json: bool, mapping: dict[str, Any], text: str) -> None:

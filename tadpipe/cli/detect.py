@@ -1,0 +1,78 @@
+"""tadpipe detect: your own videos into action segments, in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tadpipe.cli.options import (
+    device_option,
+    dry_run_option,
+    emit,
+    first,
+    shared_options,
+    terminal_progress,
+)
+
+
+@click.command()
+@click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--model", required=True, type=click.Path(path_type=Path), help="Run folder of train-detector."
+)
+@click.option(
+    "--out",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="File to write, .json, .csv, .srt or .vtt; repeatable.  [default: detections.json]",
+)
+@click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, show_default=True)
+@click.option(
+    "--top-k", type=click.IntRange(min=1), default=None, help="Most detections per video."
+)
+@click.option("--weights", default=None, help="Backbone weights.  [default: as when trained]")
+@click.option(
+    "--store", type=click.Path(path_type=Path), default=None, help="Feature cache that is reused."
+)
+@device_option
+@dry_run_option
+@shared_options
+@click.pass_context
+def detect(
+    context: click.Context,
+    videos: tuple[Path, ...],
+    model: Path,
+    out: tuple[Path, ...],
+    min_score: float,
+    top_k: int | None,
+    weights: str | None,
+    store: Path | None,
+    device: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Find actions in VIDEOS (files and folders) with a trained model.
+
+    Features are extracted with the recipe the model carries; what is in the store is reused.
+
+    Example: tadpipe detect "my video.mp4" --model runs/actionformer --out my.srt
+    """
+    from tadpipe.pipeline.detect_videos import detect as run
+    from tadpipe.project import Project
+
+    project = Project.find()
+    report = run(
+        videos,
+        model=model,
+        out=out or (Path("detections.json"),),
+        min_score=min_score,
+        top_k=top_k,
+        weights=first(weights, project.weights),
+        store=first(store, project.store),
+        device=first(device, project.device) or "auto",
+        dry_run=dry_run,
+        progress=terminal_progress(as_json),
+    )
+    emit(as_json, report.to_mapping(), report.text())
+    context.exit(report.exit_code)

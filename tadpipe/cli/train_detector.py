@@ -1,0 +1,92 @@
+"""tadpipe train-detector: a feature store into a trained detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tadpipe.cli.options import (
+    device_option,
+    dry_run_option,
+    emit,
+    first,
+    seed_option,
+    shared_options,
+    terminal_progress,
+)
+
+
+@click.command(name="train-detector")
+@click.option(
+    "--features",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Feature store; repeat to concatenate channels on a common time axis.",
+)
+@click.option("--detector", default=None, help="A name of `tadpipe list detectors`.")
+@click.option("--preset", default=None, help="A name of `tadpipe list presets`, or a TOML file.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a preset's value.")
+@click.option("--backbone", default=None, help="Which features of the store, if it holds several.")
+@click.option("--stride", type=int, default=None, help="Which stride, in frames.")
+@click.option("--dataset", default=None, help="A name of `tadpipe list datasets`.")
+@click.option("--annotations", type=click.Path(path_type=Path), default=None, help="[the store's]")
+@click.option("--subset", default=None, help="Subset to train on.  [default: by its usual names]")
+@click.option("--test-subset", default=None, help="Subset scored once, after the last epoch.")
+@click.option("--val-subset", default=None, help="Subset reported during training.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Run folder.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
+@device_option
+@seed_option
+@dry_run_option
+@shared_options
+def train_detector(
+    features: tuple[Path, ...],
+    detector: str | None,
+    preset: str | None,
+    sets: tuple[str, ...],
+    backbone: str | None,
+    stride: int | None,
+    dataset: str | None,
+    annotations: Path | None,
+    subset: str | None,
+    test_subset: str | None,
+    val_subset: str | None,
+    out: Path | None,
+    resume: bool,
+    device: str | None,
+    seed: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train a detector on stored features and score it on the test subset.
+
+    A store remembers its annotations, so --features is all that is needed.
+
+    Example: tadpipe train-detector --features store/thumos.zarr --detector actionformer
+    """
+    from tadpipe.pipeline.train_detector import train_detector as run
+    from tadpipe.project import Project
+
+    project = Project.find()
+    report = run(
+        features or (project.store,),
+        detector=first(detector, None if preset else project.detector),
+        preset=first(preset, None if detector else project.preset),
+        sets=sets,
+        out=out,
+        runs=project.runs,
+        resume=resume,
+        annotations=annotations,
+        dataset=first(dataset, project.dataset),
+        subset=subset,
+        test_subset=test_subset,
+        val_subset=val_subset,
+        backbone=backbone,
+        stride=stride,
+        device=first(device, project.device) or "auto",
+        seed=seed,
+        dry_run=dry_run,
+        progress=terminal_progress(as_json),
+    )
+    emit(as_json, report.to_mapping(), report.text())
