@@ -1,0 +1,100 @@
+"""Batches of training windows, read ahead by a thread.
+
+Every random choice is a function of (seed, epoch, position), so the place of a run is two whole
+numbers, reading ahead changes nothing, and a resumed run sees the very same batches.
+Shapes: B batch, C channels, T window length, G ground-truth actions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tadpipe.datasets.windows import TrainingWindows, stack_padded
+from tadpipe.errors import ConfigError
+
+
+class Batch(NamedTuple):
+    """A training batch, padded to the window length."""
+
+    names: list[str]
+    feats: Tensor  # [B, C, T]
+    mask: Tensor  # [B, T] bool
+    segments: list[Tensor]  # B x [G, 2]
+    labels: list[Tensor]  # B x [G]
+
+
+class WindowLoader:
+    """Shuffled batches without end; the last incomplete batch of an epoch is dropped."""
+
+    def __init__(
+        self, windows: TrainingWindows, batch_size: int, *, seed: int, read_ahead: int = 4
+    ) -> None:
+        if len(windows) < batch_size:
+            raise ConfigError(
+                "Fewer training videos than a batch holds.",
+                f"{len(windows)} videos, training.batch_size = {batch_size}",
+                f"Use --set training.batch_size={max(len(windows), 1)}.",
+            )
+        self.windows = windows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.read_ahead = read_ahead
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.windows) // self.batch_size
+
+    def batch(self, step: int) -> Batch:
+        """The batch of optimiser step `step`, counted from 0 over all epochs."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = torch.randperm(len(self.windows), generator=_generator(self.seed, epoch, -1))
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
+        items = [self.windows.item(i, _Draw(_generator(self.seed, epoch, i))) for i in chosen]
+        feats, mask = stack_padded([item.feats for item in items], self.windows.window_len)
+        return Batch(
+            [item.name for item in items],
+            feats,
+            mask,
+            [item.segments for item in items],
+            [item.labels for item in items],
+        )
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """The batches of steps `first` to `last - 1`."""
+        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+            waiting: deque[Future[Batch]] = deque()
+            upcoming = iter(range(first, last))
+            try:
+                for step in upcoming:
+                    waiting.append(pool.submit(self.batch, step))
+                    if len(waiting) > self.read_ahead:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+
+class _Draw:
+    """Uniform whole numbers from one generator, both ends included."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def __call__(self, low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=self._generator))
+
+
+def _generator(seed: int, epoch: int, item: int) -> torch.Generator:
+    """A generator of its own for every (seed, epoch, item)."""
+    text = f"{seed}/{epoch}/{item}".encode()
+    number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+    return torch.Generator().manual_seed(number)
