@@ -1,0 +1,149 @@
+"""Decoded frames to the pixels a backbone sees, on any device, frame by frame.
+
+The frames are the batch axis of every operation, so that a frame's bits never depend on how many
+frames come with it. `uint8-bilinear` is OpenCV's integer arithmetic, bit for bit, without OpenCV.
+Shapes: T frames, H x W decoded pixels, h x w resized pixels, S side of the prepared picture.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from tadpipe.config import PixelRecipe
+from tadpipe.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+WEIGHT_ONE = 2048  # OpenCV's bilinear weights are integers with 11 fractional bits
+
+PIXEL_RECIPES = {
+    # the published VideoMAE V2 features of THUMOS14 and FineAction: values 0..1, no mean and std
+    "videomaev2-tad": PixelRecipe(size=224, resize="squash", interpolation="float-bilinear"),
+    # the official fine-tuning and evaluation of VideoMAE and VideoMAE V2, centre view
+    "videomae-eval": PixelRecipe(
+        size=224,
+        resize="short-side",
+        interpolation="float-bilinear",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    ),
+    # mmaction2, OpenTAD and AdaTAD
+    "mmaction": PixelRecipe(
+        size=224,
+        resize="short-side",
+        interpolation="uint8-bilinear",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    ),
+    # Hugging Face's image processor with its class defaults
+    "huggingface": PixelRecipe(
+        size=224,
+        resize="short-side",
+        interpolation="float-bilinear",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    ),
+}
+
+
+def prepare(frames: Tensor, recipe: PixelRecipe, device: str | torch.device) -> Tensor:
+    """Resize, crop and normalise frames as a backbone expects them.
+
+    Args:
+        frames: uint8 [T, H, W, 3], RGB.
+        device: where to compute; the frames are moved there as uint8.
+    Returns:
+        float32 [T, 3, S, S]. A frame's bits do not depend on T.
+    Raises:
+        ConfigError: frames of another shape or type.
+    """
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != torch.uint8:
+        raise ConfigError(
+            "Frames must be uint8 [T, H, W, 3].", f"got {frames.dtype} {list(frames.shape)}"
+        )
+    frames = frames.to(device)
+    if recipe.colour == "bgr":
+        frames = frames.flip(3)
+    size = resized_shape(frames.shape[1], frames.shape[2], recipe)
+    if recipe.interpolation == "uint8-bilinear":
+        pixels = centre_crop(resize_uint8(frames, size).permute(0, 3, 1, 2), recipe.size).float()
+        full_scale = 255.0
+    else:
+        planes = frames.permute(0, 3, 1, 2).contiguous().float() / 255.0  # [T, 3, H, W]
+        pixels = centre_crop(resize_float(planes, size), recipe.size)
+        full_scale = 1.0
+    if recipe.mean:
+        mean = torch.tensor(recipe.mean, dtype=torch.float64, device=device) * full_scale
+        std = torch.tensor(recipe.std, dtype=torch.float64, device=device) * full_scale
+        pixels = (pixels - mean.float()[:, None, None]) / std.float()[:, None, None]
+    elif full_scale != 1.0:
+        pixels = pixels / full_scale
+    return pixels.contiguous()
+
+
+def resized_shape(height: int, width: int, recipe: PixelRecipe) -> tuple[int, int]:
+    """Height and width after the resize, before the crop."""
+    if recipe.resize == "squash":
+        return recipe.size, recipe.size
+    factor = (recipe.resize_short_side or recipe.size) / min(height, width)
+    return int(height * factor + 0.5), int(width * factor + 0.5)
+
+
+def centre_crop(pixels: Tensor, side: int) -> Tensor:
+    """[..., h, w] -> [..., side, side]; an odd margin is larger at the bottom and right."""
+    top, left = (pixels.shape[-2] - side) // 2, (pixels.shape[-1] - side) // 2
+    return pixels[..., top : top + side, left : left + side]
+
+
+def resize_float(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """float32 [T, C, H, W] -> [T, C, h, w], bilinear between pixel centres, no antialias."""
+    return nnf.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+
+
+def resize_uint8(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [T, H, W, C] -> uint8 [T, h, w, C] with the integer arithmetic of OpenCV.
+
+    Horizontally exact products; vertically two separate shifts of 4 and 16 bits and a rounding
+    shift of 2, as OpenCV's fixed-point code does: rounding the exact product would differ.
+    """
+    left, right, left_weight, right_weight = axis_weights(frames.shape[2], size[1], clamp=True)
+    top, bottom, top_weight, bottom_weight = axis_weights(frames.shape[1], size[0], clamp=False)
+    device = frames.device
+    columns = frames.to(torch.int32)
+    rows = columns.index_select(2, left.to(device)) * left_weight.to(device)[:, None]
+    rows += columns.index_select(2, right.to(device)) * right_weight.to(device)[:, None]
+    rows >>= 4  # [T, H, w, C]
+    upper = rows.index_select(1, top.to(device)) * top_weight.to(device)[:, None, None]
+    lower = rows.index_select(1, bottom.to(device)) * bottom_weight.to(device)[:, None, None]
+    return (((upper >> 16) + (lower >> 16) + 2) >> 2).to(torch.uint8)
+
+
+@lru_cache(maxsize=64)
+def axis_weights(length: int, target: int, *, clamp: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Source positions and integer weights of one axis resized from `length` to `target`.
+
+    Args:
+        clamp: whether positions beyond the border get the whole weight of the border pixel
+            (OpenCV does so for columns and keeps the fraction for rows).
+    Returns:
+        First and second source index, int64 [target]; their weights, int32 [target].
+    """
+    centre = (torch.arange(target, dtype=torch.float64) + 0.5) * length / target - 0.5
+    position = centre.float()
+    first = position.floor()
+    fraction = position - first
+    if clamp:
+        fraction[(first < 0) | (first >= length - 1)] = 0.0
+    second_weight = (fraction * WEIGHT_ONE).round().int()
+    first_weight = ((1.0 - fraction) * WEIGHT_ONE).round().int()
+    index = first.long()
+    return (
+        index.clamp(0, length - 1),
+        (index + 1).clamp(0, length - 1),
+        first_weight,
+        second_weight,
+    )

@@ -1,0 +1,444 @@
+"""VideoMAE and VideoMAE V2: plain vision transformers on space-time tubes.
+
+Papers: VideoMAE (Tong et al., NeurIPS 2022), VideoMAE V2 (Wang et al., CVPR 2023); fine-tuned
+models of both share this architecture. Order: sinusoid_table -> PatchEmbed -> Attention -> Mlp ->
+Block -> VideoMAE -> one builder per published size. Key names are the official ones.
+Shapes: B batch, F frames, H x W pixels, t x h x w token grid, N = t*h*w tokens, D width, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from tadpipe.backbones.pixels import PIXEL_RECIPES
+from tadpipe.config import PixelRecipe
+from tadpipe.errors import ConfigError
+
+NORM_EPS = 1e-6  # of every LayerNorm in the official releases
+TINY_PIXELS = PixelRecipe(size=64, resize="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def sinusoid_table(positions: int, dim: int) -> Tensor:
+    """The fixed position table [1, positions, dim]: sines in even channels, cosines in odd ones.
+
+    The position is the flat token index, so the table is one-dimensional although tokens lie on a
+    grid. Angles are float64, as in the official code; the table is float32.
+    """
+    channel = torch.arange(dim, dtype=torch.float64)
+    wavelength = torch.pow(10000.0, 2 * torch.div(channel, 2, rounding_mode="floor") / dim)
+    angle = torch.arange(positions, dtype=torch.float64)[:, None] / wavelength  # [N, D]
+    table = torch.where(channel % 2 == 0, angle.sin(), angle.cos())
+    return table.float()[None]
+
+
+class PatchEmbed(nn.Module):
+    """Cuts clips into tubes of `tubelet_len` x `patch_size`^2 pixels, one token each."""
+
+    def __init__(self, *, patch_size: int, tubelet_len: int, dim: int) -> None:
+        super().__init__()
+        kernel = (tubelet_len, patch_size, patch_size)
+        self.proj = nn.Conv3d(3, dim, kernel_size=kernel, stride=kernel)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """clips [B, 3, F, H, W] -> tokens [B, N, D], time slowest, width fastest.
+
+        A convolution whose stride is its kernel is a matrix product over the tubes; pixels beyond
+        the last whole tube are ignored, as the strided convolution does.
+        """
+        weight = self.proj.weight  # [D, 3, s, P, P]
+        s, p = weight.shape[2], weight.shape[3]
+        t, h, w = clips.shape[2] // s, clips.shape[3] // p, clips.shape[4] // p
+        tubes = clips[:, :, : t * s, : h * p, : w * p].to(weight.dtype)
+        tubes = tubes.reshape(-1, 3, t, s, h, p, w, p).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        tubes = tubes.reshape(-1, t * h * w, 3 * s * p * p)  # [B, N, 3*s*P*P]
+        return nnf.linear(tubes, weight.flatten(1), self.proj.bias)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases on queries and values, none on keys."""
+
+    def __init__(self, *, dim: int, heads: int, qkv_bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)  # rows: queries, keys, values
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        batch, tokens, dim = x.shape
+        bias = None
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = nnf.linear(x.to(self.qkv.weight.dtype), self.qkv.weight, bias)  # [B, N, 3D]
+        qkv = qkv.reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        queries, keys, values = qkv.unbind(0)  # each [B, heads, N, D/heads]
+        mixed = nnf.scaled_dot_product_attention(queries, keys, values)
+        mixed = mixed.transpose(1, 2).reshape(batch, tokens, dim)
+        return self.proj(mixed)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact (erf) GELU between them."""
+
+    def __init__(self, *, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nnf.gelu(self.fc1(x.to(self.fc1.weight.dtype))))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; `gamma_1`, `gamma_2` scale the branches if `init_values` > 0.
+
+    Args:
+        drop_path: probability with which a sample skips a branch, in training only.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int,
+        mlp_dim: int,
+        qkv_bias: bool,
+        init_values: float,
+        drop_path: float,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim=dim, heads=heads, qkv_bias=qkv_bias)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim=dim, hidden_dim=mlp_dim)
+        scaled = init_values > 0
+        self.gamma_1 = nn.Parameter(torch.full((dim,), init_values)) if scaled else None
+        self.gamma_2 = nn.Parameter(torch.full((dim,), init_values)) if scaled else None
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]; the sum stays in the type of x, float32."""
+        x = x + self._branch(self.attn(self.norm1(x)), self.gamma_1)
+        return x + self._branch(self.mlp(self.norm2(x)), self.gamma_2)
+
+    def _branch(self, y: Tensor, gamma: Tensor | None) -> Tensor:
+        if gamma is not None:
+            y = gamma * y
+        if self.training and self.drop_path > 0:
+            keep = 1.0 - self.drop_path
+            y = y * (torch.rand(len(y), 1, 1, device=y.device) < keep) / keep
+        return y
+
+
+class VideoMAE(nn.Module):
+    """The transformer with mean pooling: `fc_norm(mean of all tokens)` is the clip's feature.
+
+    Args:
+        name: the backbone's name in the name dictionary.
+        pixels: recipe that turns frames into clips.
+        image_size: side (or height and width) in pixels that the position table is made for;
+            other inputs get the table interpolated.
+        clip_len: F, frames per clip.
+        tubelet_len: frames per token.
+        mlp_dim: hidden width of the MLPs.
+        num_classes: K of the classification head, 0 = no head.
+        qkv_bias: whether queries and values have a bias.
+        init_values: start of the branch scales, 0 = no scales.
+        drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
+        norm_eps: of the blocks' norms.
+        fc_norm_eps: of the last norm.
+        head_scale: factor on the head's initial weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        pixels: PixelRecipe,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        patch_size: int = 16,
+        image_size: int | tuple[int, int] = 224,
+        clip_len: int = 16,
+        tubelet_len: int = 2,
+        num_classes: int = 0,
+        qkv_bias: bool = True,
+        init_values: float = 0.0,
+        drop_path: float = 0.0,
+        norm_eps: float = NORM_EPS,
+        fc_norm_eps: float = NORM_EPS,
+        head_scale: float = 0.001,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ConfigError("The width must be a multiple of the heads.", f"{dim}, {heads} heads")
+        if clip_len % tubelet_len:
+            raise ConfigError(
+                "Frames per clip must be a multiple of frames per token.",
+                f"clip_len = {clip_len}, tubelet_len = {tubelet_len}",
+            )
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.name = name
+        self.pixels = pixels
+        self.clip_len = clip_len
+        self.out_channels = dim
+        self.weights_sha256 = ""
+        self.patch_size = patch_size
+        self.table_grid = (clip_len // tubelet_len, height // patch_size, width // patch_size)
+        self.num_classes = num_classes
+        self.init_values = init_values
+        self.drop_path = drop_path
+        self.patch_embed = PatchEmbed(patch_size=patch_size, tubelet_len=tubelet_len, dim=dim)
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(
+            Block(
+                dim=dim,
+                heads=heads,
+                mlp_dim=mlp_dim,
+                qkv_bias=qkv_bias,
+                init_values=init_values,
+                drop_path=rate,
+                norm_eps=norm_eps,
+            )
+            for rate in rates
+        )
+        self.fc_norm = nn.LayerNorm(dim, eps=fc_norm_eps)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self.pos_table: Tensor  # [1, N, D]
+        self.reset_buffers()
+        self._initialise(head_scale)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """clips [B, 3, F, H, W] -> features [B, D] float32."""
+        return self.fc_norm(self.tokens(clips).mean(dim=1))
+
+    def classify(self, clips: Tensor) -> Tensor:
+        """clips [B, 3, F, H, W] -> logits [B, K] (the features themselves without a head)."""
+        logits: Tensor = self.head(self(clips))
+        return logits
+
+    def feature_map(self, clips: Tensor) -> Tensor:
+        """clips [B, 3, F, H, W] -> tokens after the last block [B, D, t, h, w], no norm applied."""
+        grid = self.token_grid(clips)
+        return self.tokens(clips).transpose(1, 2).reshape(len(clips), -1, *grid)
+
+    def tokens(self, clips: Tensor) -> Tensor:
+        """clips [B, 3, F, H, W] -> tokens after the last block [B, N, D] float32."""
+        grid = self.token_grid(clips)
+        x = self.patch_embed(clips) + self.position_table(grid)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def token_grid(self, clips: Tensor) -> tuple[int, int, int]:
+        """(t, h, w) of the tokens of clips [B, 3, F, H, W].
+
+        Raises:
+            ConfigError: not five axes, not `clip_len` frames, or smaller than one patch.
+        """
+        shape = tuple(clips.shape)
+        if len(shape) != 5 or shape[1] != 3 or shape[2] != self.clip_len:
+            raise ConfigError(
+                f"{self.name} takes clips [N, 3, {self.clip_len}, H, W].",
+                f"got {list(shape)}",
+                f"Cut longer windows into clips of {self.clip_len} frames first.",
+            )
+        if min(shape[3:]) < self.patch_size:
+            raise ConfigError(
+                f"Pictures are smaller than one patch of {self.patch_size} pixels.",
+                f"got {shape[3]} x {shape[4]} pixels",
+            )
+        return self.table_grid[0], shape[3] // self.patch_size, shape[4] // self.patch_size
+
+    def position_table(self, grid: tuple[int, int, int]) -> Tensor:
+        """Positions [1, N, D] for a token grid; other heights and widths are interpolated.
+
+        Bicubic, every time step on its own, from the grid the table was made for; time is never
+        interpolated (the same rule as in AdaTAD's release).
+        """
+        if grid == self.table_grid:
+            return self.pos_table
+        t, h, w = self.table_grid
+        maps = self.pos_table.reshape(t, h, w, -1).permute(0, 3, 1, 2)  # [t, D, h, w]
+        maps = nnf.interpolate(maps, size=grid[1:], mode="bicubic", align_corners=False)
+        return maps.permute(0, 2, 3, 1).reshape(1, -1, self.out_channels)
+
+    def reset_buffers(self) -> None:
+        """Compute the position table, which is no part of the state dict."""
+        t, h, w = self.table_grid
+        table = sinusoid_table(t * h * w, self.out_channels)
+        self.register_buffer("pos_table", table, persistent=False)
+
+    def builder_arguments(self) -> dict[str, float]:
+        """Keyword arguments with which this size's builder builds the same model again."""
+        return {
+            "num_classes": self.num_classes,
+            "drop_path": self.drop_path,
+            "init_values": self.init_values,
+            "fc_norm_eps": self.fc_norm.eps,
+        }
+
+    def set_matmul_dtype(self, dtype: torch.dtype) -> None:
+        """Run the matrix products in `dtype`; norms, residual sums and pooling stay float32."""
+        self.patch_embed.to(dtype)
+        for block in self.blocks:
+            block.attn.to(dtype)
+            block.mlp.to(dtype)
+
+    def compile_trunk(self) -> None:
+        """Compile `tokens`, which features and feature maps share, for fixed shapes."""
+        compiled = torch.compile(self.tokens, dynamic=False)
+        self.tokens = compiled  # type: ignore[method-assign]  # the instance's own, by design
+
+    def _initialise(self, head_scale: float) -> None:
+        """Truncated normal (0.02) for linear layers; the patch embedding keeps torch's default."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if isinstance(self.head, nn.Linear):
+            with torch.no_grad():
+                self.head.weight.mul_(head_scale)
+                self.head.bias.mul_(head_scale)
+
+
+def videomae_tiny(
+    *,
+    num_classes: int = 0,
+    drop_path: float = 0.0,
+    init_values: float = 0.0,
+    fc_norm_eps: float = NORM_EPS,
+) -> VideoMAE:
+    """0.6 M parameters, 64 x 64 pixels: ours, for the demo and the tests; nothing is published."""
+    return VideoMAE(
+        name="videomae-tiny",
+        pixels=TINY_PIXELS,
+        image_size=64,
+        dim=96,
+        depth=4,
+        heads=3,
+        mlp_dim=384,
+        num_classes=num_classes,
+        drop_path=drop_path,
+        init_values=init_values,
+        fc_norm_eps=fc_norm_eps,
+    )
+
+
+def videomae_s(
+    *,
+    num_classes: int = 0,
+    drop_path: float = 0.0,
+    init_values: float = 0.0,
+    fc_norm_eps: float = NORM_EPS,
+) -> VideoMAE:
+    """ViT-S: 21.9 M parameters without a head."""
+    return VideoMAE(
+        name="videomae-s",
+        pixels=PIXEL_RECIPES["mmaction"],
+        dim=384,
+        depth=12,
+        heads=6,
+        mlp_dim=1536,
+        num_classes=num_classes,
+        drop_path=drop_path,
+        init_values=init_values,
+        fc_norm_eps=fc_norm_eps,
+    )
+
+
+def videomae_b(
+    *,
+    num_classes: int = 0,
+    drop_path: float = 0.0,
+    init_values: float = 0.0,
+    fc_norm_eps: float = NORM_EPS,
+) -> VideoMAE:
+    """ViT-B: 86.2 M parameters without a head."""
+    return VideoMAE(
+        name="videomae-b",
+        pixels=PIXEL_RECIPES["mmaction"],
+        dim=768,
+        depth=12,
+        heads=12,
+        mlp_dim=3072,
+        num_classes=num_classes,
+        drop_path=drop_path,
+        init_values=init_values,
+        fc_norm_eps=fc_norm_eps,
+    )
+
+
+def videomae_l(
+    *,
+    num_classes: int = 0,
+    drop_path: float = 0.0,
+    init_values: float = 0.0,
+    fc_norm_eps: float = NORM_EPS,
+) -> VideoMAE:
+    """ViT-L: 303.9 M parameters without a head."""
+    return VideoMAE(
+        name="videomae-l",
+        pixels=PIXEL_RECIPES["mmaction"],
+        dim=1024,
+        depth=24,
+        heads=16,
+        mlp_dim=4096,
+        num_classes=num_classes,
+        drop_path=drop_path,
+        init_values=init_values,
+        fc_norm_eps=fc_norm_eps,
+    )
+
+
+def videomae_h(
+    *,
+    num_classes: int = 0,
+    drop_path: float = 0.0,
+    init_values: float = 0.0,
+    fc_norm_eps: float = NORM_EPS,
+) -> VideoMAE:
+    """ViT-H: 631.6 M parameters without a head."""
+    return VideoMAE(
+        name="videomae-h",
+        pixels=PIXEL_RECIPES["mmaction"],
+        dim=1280,
+        depth=32,
+        heads=16,
+        mlp_dim=5120,
+        num_classes=num_classes,
+        drop_path=drop_path,
+        init_values=init_values,
+        fc_norm_eps=fc_norm_eps,
+    )
+
+
+def videomae_g(
+    *,
+    num_classes: int = 0,
+    drop_path: float = 0.0,
+    init_values: float = 0.0,
+    fc_norm_eps: float = NORM_EPS,
+) -> VideoMAE:
+    """ViT-g of VideoMAE V2, patches of 14 pixels: 1011.6 M parameters without a head."""
+    return VideoMAE(
+        name="videomae-g",
+        pixels=PIXEL_RECIPES["videomaev2-tad"],
+        dim=1408,
+        depth=40,
+        heads=16,
+        mlp_dim=int(1408 * 48 / 11),
+        patch_size=14,
+        num_classes=num_classes,
+        drop_path=drop_path,
+        init_values=init_values,
+        fc_norm_eps=fc_norm_eps,
+    )
