@@ -35,7 +35,6 @@ class DatasetSpec:
     blocked: Mapping[str, str] = field(default_factory=dict)  # video -> why it is not scored
     blocked_under: tuple[str, ...] = ("opentad",)  # protocols that leave `blocked` out
     protocol: str = "opentad"  # of evaluation, unless another is asked for
-    max_detections: int = 200  # per video, as published results keep them
 
     def __post_init__(self) -> None:
         if not self.tious or any(not 0 < tiou < 1 for tiou in self.tious):

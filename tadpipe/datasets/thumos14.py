@@ -20,5 +20,4 @@ THUMOS14 = DatasetSpec(
         "video_test_0000270": "its annotations are wrong",
         "video_test_0001292": "it has no usable annotation",
     },
-    max_detections=200,
 )

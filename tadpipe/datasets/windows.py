@@ -114,7 +114,8 @@ def choose_window(
         if crop_ratio is None:
             return Window(0, total, segments, labels)
         low, high = crop_ratio
-        length = draw(max(round(low * total), 1), min(round(high * total), total))
+        shortest = max(round(low * total), 1)
+        length = draw(shortest, max(min(round(high * total), total), shortest))
         if length == total:
             return Window(0, total, segments, labels)
     start, kept, clipped = 0, torch.zeros(0, dtype=torch.bool), segments
