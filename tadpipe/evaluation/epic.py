@@ -1,0 +1,225 @@
+"""EPIC-Kitchens-100 action detection: verb, noun and action, from the challenge's own files.
+
+An action is the pair of a verb and a noun, numbered verb * 300 + noun. Ground truth is the CSV of
+the challenge, detections its submission JSON (version 0.2).
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tadpipe.errors import AnnotationError, Defect
+from tadpipe.evaluation.detection_map import DetectionScore, score_detections
+from tadpipe.evaluation.protocols import EPIC, Protocol
+from tadpipe.evaluation.tables import DetectionTable, TruthTable
+from tadpipe.json_text import JsonReader, child, finite, kind, read_json, shown
+
+NUM_VERBS = 97
+NUM_NOUNS = 300
+TIOUS = (0.1, 0.2, 0.3, 0.4, 0.5)
+TASKS = ("verb", "noun", "action")
+SUPERVISION_LEVELS = ("sls_pt", "sls_tl", "sls_td")  # pre-training, training labels, data: 0..5
+
+_TIMESTAMP = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+_COLUMNS = ("video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class")
+
+
+class EpicRow(NamedTuple):
+    """A segment with its verb and noun; the score is 1 in the ground truth."""
+
+    video: str
+    start_sec: float
+    end_sec: float
+    verb: int
+    noun: int
+    score: float = 1.0
+
+
+def load_epic_csv(path: str | Path) -> list[EpicRow]:
+    """The actions of an EPIC-Kitchens-100 annotation file, in its order.
+
+    Raises:
+        AnnotationError: unreadable, columns missing, or rows with defects (all are listed).
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            missing = [c for c in _COLUMNS if c not in (table.fieldnames or ())]
+            rows = [] if missing else [(table.line_num, row) for row in table]
+    except OSError as error:
+        raise AnnotationError(
+            "The file cannot be read.", [Defect(str(path), "", error.strerror or "")]
+        ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise AnnotationError("The file is no CSV.", [Defect(str(path), "", str(error))]) from None
+    if missing:
+        raise AnnotationError(
+            "The annotations lack columns.",
+            [Defect(str(path), "line 1", f"missing: {', '.join(missing)}")],
+            "Give the file of the challenge, such as EPIC_100_validation.csv.",
+        )
+    defects: list[Defect] = []
+    actions = []
+    for line, row in rows:
+        try:
+            actions.append(
+                EpicRow(
+                    row["video_id"] or "",
+                    seconds_of(row["start_timestamp"] or ""),
+                    seconds_of(row["stop_timestamp"] or ""),
+                    int(row["verb_class"] or ""),
+                    int(row["noun_class"] or ""),
+                )
+            )
+        except ValueError as error:
+            defects.append(Defect(str(path), f"line {line}", str(error)))
+    if defects:
+        raise AnnotationError(f"{len(defects)} rows cannot be read.", defects, "Mend the file.")
+    return actions
+
+
+def seconds_of(timestamp: str) -> float:
+    """Seconds of HH:MM:SS.sss.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    parts = _TIMESTAMP.fullmatch(timestamp.strip())
+    if parts is None:
+        raise ValueError(f"'{timestamp}' is no time HH:MM:SS.sss")
+    hours, minutes, seconds = parts.groups()
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def load_submission(path: str | Path) -> list[EpicRow]:
+    """The detections of a challenge submission, in the order of the file.
+
+    Raises:
+        AnnotationError: a key is missing, a number out of range or not finite; all are listed.
+    """
+    path = Path(path)
+    document = read_json(path)
+    reader = JsonReader(str(path))
+    results = reader.table(document, "results", '{"version": "0.2", "results": {...}}')
+    if isinstance(document, dict):
+        for key, wanted in (("version", "0.2"), ("challenge", "action_detection")):
+            if document.get(key) != wanted:
+                reader.error(f"$.{key}", f"{shown(document.get(key))}, must be {shown(wanted)}")
+        for key in SUPERVISION_LEVELS:
+            if document.get(key) not in range(6):
+                reader.error(f"$.{key}", f"{shown(document.get(key))} is not a number 0..5")
+    rows = []
+    for name, entries in results.items():
+        place = child("$.results", name)
+        if not isinstance(entries, list):
+            reader.error(place, f"{kind(entries)}, not a list; write [] for none")
+            continue
+        for i, entry in enumerate(entries):
+            row = _submitted_row(reader, name, entry, f"{place}[{i}]")
+            if row is not None:
+                rows.append(row)
+    if reader.defects:
+        raise AnnotationError(
+            f"The submission has {len(reader.defects)} errors.", reader.defects, "Mend the file."
+        )
+    return rows
+
+
+def _submitted_row(reader: JsonReader, name: str, entry: Any, place: str) -> EpicRow | None:
+    if not isinstance(entry, dict):
+        reader.error(place, f"{kind(entry)}, not an object")
+        return None
+    before = len(reader.defects)
+    segment = reader.segment(entry, place)
+    numbers = []
+    for key, count in (("verb", NUM_VERBS), ("noun", NUM_NOUNS)):
+        value = entry.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
+            reader.error(f"{place}.{key}", f"{shown(value)} is not a number 0..{count - 1}")
+            value = 0
+        numbers.append(value)
+    score = finite(entry.get("score"))
+    if score is None:
+        reader.error(f"{place}.score", f"{shown(entry.get('score'))} is not a finite number")
+    pair = f"{entry.get('verb')},{entry.get('noun')}"
+    if entry.get("action") != pair:
+        reader.error(f"{place}.action", f"{shown(entry.get('action'))}, must be {shown(pair)}")
+    if segment is None or score is None or len(reader.defects) > before:
+        return None
+    verb, noun = numbers
+    return EpicRow(name, *segment, verb, noun, score)
+
+
+def score_epic(
+    truth: Sequence[EpicRow],
+    found: Sequence[EpicRow],
+    tious: Sequence[float] = TIOUS,
+    *,
+    protocol: Protocol = EPIC,
+    blocked: Collection[str] = (),
+    top_k: Sequence[int] = (1, 5),
+) -> Mapping[str, DetectionScore]:
+    """The scores of the three tasks; predicted classes without ground truth are left out."""
+    return {
+        task: score_detections(
+            _truth_table(truth, task),
+            _detection_table(found, task),
+            tious,
+            protocol=protocol,
+            blocked=blocked,
+            top_k=top_k,
+        )
+        for task in TASKS
+    }
+
+
+def _truth_table(rows: Sequence[EpicRow], task: str) -> TruthTable:
+    videos, video = _coded([row.video for row in rows])
+    classes, label = _classes(rows, task)
+    return TruthTable(
+        videos,
+        tuple(str(number) for number in classes),
+        video,
+        label,
+        np.array([row.start_sec for row in rows], dtype=np.float64),
+        np.array([row.end_sec for row in rows], dtype=np.float64),
+        {str(number): number for number in classes},
+    )
+
+
+def _detection_table(rows: Sequence[EpicRow], task: str) -> DetectionTable:
+    videos, video = _coded([row.video for row in rows])
+    classes, label = _classes(rows, task)
+    return DetectionTable(
+        videos,
+        tuple(str(number) for number in classes),
+        video,
+        label,
+        np.array([row.start_sec for row in rows], dtype=np.float64),
+        np.array([row.end_sec for row in rows], dtype=np.float64),
+        np.array([row.score for row in rows], dtype=np.float64),
+    )
+
+
+def _classes(rows: Sequence[EpicRow], task: str) -> tuple[list[int], NDArray[np.int64]]:
+    """The class numbers that occur, and which of them each row has."""
+    verb = np.array([row.verb for row in rows], dtype=np.int64)
+    noun = np.array([row.noun for row in rows], dtype=np.int64)
+    number = {"verb": verb, "noun": noun, "action": verb * NUM_NOUNS + noun}[task]
+    classes, label = np.unique(number, return_inverse=True)
+    return classes.tolist(), label.astype(np.int64)
+
+
+def _coded(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Distinct names in order of appearance, and which of them each row has."""
+    position: dict[str, int] = {}
+    codes = [position.setdefault(name, len(position)) for name in names]
+    return tuple(position), np.array(codes, dtype=np.int64)
