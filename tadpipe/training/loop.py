@@ -1,0 +1,248 @@
+"""The training loop: one order of operations per step, resumable after a kill at any moment.
+
+Per step, as the official trainers do: gradients to None, forward, backward, clipping of the total
+norm, optimiser, schedule, model EMA. On the CPU a resumed run repeats the loss curve of an
+uninterrupted one bit for bit.
+Shapes: B batch, C channels, T window length.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tadpipe.datasets.loader import Batch, WindowLoader
+from tadpipe.detectors.protocol import Targets
+from tadpipe.errors import CheckpointError, ConfigError, TadpipeError
+from tadpipe.training.checkpoint import (
+    TrainState,
+    load_state,
+    load_strictly,
+    random_state,
+    restore_random_state,
+    save_state,
+)
+from tadpipe.training.ema import ModelEma
+from tadpipe.training.metrics import MetricsLog
+from tadpipe.training.optim import (
+    OptimConfig,
+    learning_rate_at,
+    make_optimizer,
+    set_learning_rate,
+)
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.pt"
+
+
+@dataclass(frozen=True)
+class TrainingConfig(OptimConfig):
+    """The `[training]` table of a preset: optimiser and schedule, and how the loop runs."""
+
+    batch_size: int = 2  # windows per step
+    clip_grad_norm: float = 1.0  # L2 norm over all parameters; 0 = no clipping
+    ema_decay: float = 0.999
+    amp: Literal["off", "bf16", "fp16"] = "off"  # autocast of the forward pass
+    stop_after_epochs: int = 0  # end early on the same schedule; 0 = run it to its end
+    validate_every: int = 0  # epochs between reports on the validation subset; 0 = none
+    checkpoint_every: int = 500  # steps between writes of state.pt
+    tensorboard: bool = True  # when it is installed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 1 or self.checkpoint_every < 1:
+            raise ConfigError(
+                "batch_size and checkpoint_every are at least 1.",
+                f"batch_size = {self.batch_size}, checkpoint_every = {self.checkpoint_every}",
+            )
+        if min(self.clip_grad_norm, self.stop_after_epochs, self.validate_every) < 0:
+            raise ConfigError(
+                "Negative values are not allowed; 0 switches off.",
+                f"clip_grad_norm = {self.clip_grad_norm}, stop_after_epochs = "
+                f"{self.stop_after_epochs}, validate_every = {self.validate_every}",
+            )
+
+    @property
+    def epochs_to_run(self) -> int:
+        """Epochs in all, with the warm-up."""
+        return min(self.stop_after_epochs or self.total_epochs, self.total_epochs)
+
+
+Validate = Callable[[int], Mapping[str, float]]  # epoch -> figures; the model holds the EMA weights
+OnStep = Callable[[int, float], None]  # step, total loss
+
+
+class Trainer:
+    """A detector with what trains it; `step` is the next optimiser step."""
+
+    def __init__(
+        self, model: nn.Module, config: TrainingConfig, *, steps_per_epoch: int, device: str
+    ) -> None:
+        self.model = model.to(device)
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+        self.device = torch.device(device)
+        self.step = 0
+        self.optimizer = make_optimizer(model, config)
+        self.ema = ModelEma(model, config.ema_decay)
+        # Scaling keeps fp16 gradients from vanishing; bf16 has the range of float32.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
+        self._autocast_type = torch.bfloat16 if config.amp == "bf16" else torch.float16
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step; returns the loss terms by name, their sum, rate and norm."""
+        rate = learning_rate_at(self.step, self.steps_per_epoch, self.config)
+        set_learning_rate(self.optimizer, rate)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self._losses(batch)
+        total = torch.stack(list(terms.values())).sum()
+        self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = _total_norm(self.model, self.config.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.ema.update(self.model)
+        logged = {**terms, "loss": total, "grad_norm": norm}
+        numbers = torch.stack([value.detach().float() for value in logged.values()]).tolist()
+        values = dict(zip(logged, numbers, strict=True))
+        if not math.isfinite(values["loss"]):
+            raise TadpipeError(
+                "The loss is not finite any more.",
+                f"step {self.step}, " + ", ".join(f"{k} {v:g}" for k, v in values.items()),
+                "Lower training.learning_rate, or look at the features: tadpipe store verify.",
+            )
+        self.step += 1
+        return {**values, "learning_rate": rate}
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        feats, mask = batch.feats.to(self.device), batch.mask.to(self.device)  # [B, C, T], [B, T]
+        targets = Targets(
+            [segments.to(self.device) for segments in batch.segments],
+            [labels.to(self.device) for labels in batch.labels],
+        )
+        enabled = self.config.amp != "off"
+        with torch.autocast(self.device.type, dtype=self._autocast_type, enabled=enabled):
+            outputs = self.model(feats, mask)
+            terms: dict[str, Tensor] = self.model.loss(outputs, targets)  # type: ignore[operator]  # a Detector
+        return terms
+
+    def state(self, seed: int) -> TrainState:
+        """What `restore` needs to go on with the next step."""
+        return TrainState(
+            step=self.step,
+            seed=seed,
+            model=self.model.state_dict(),
+            ema=self.ema.state,
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            loss_state=self.model.loss_state(),  # type: ignore[operator]  # a Detector
+            rng=random_state(),
+        )
+
+    def restore(self, state: TrainState, source: str) -> None:
+        """Take back what `state` gave, torch's random state included."""
+        load_strictly(self.model, state.model, source)
+        self.ema.load_state(state.ema)
+        self.optimizer.load_state_dict(state.optimizer)
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
+        self.model.load_loss_state(state.loss_state)  # type: ignore[operator]  # a Detector
+        self.step = state.step
+        restore_random_state(state.rng)
+
+
+def train(
+    model: nn.Module,
+    loader: WindowLoader,
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    device: str,
+    resume: bool,
+    validate: Validate | None = None,
+    on_step: OnStep | None = None,
+) -> Trainer:
+    """Train to the last epoch; the run folder gets metrics and `state.pt` on the way.
+
+    Args:
+        resume: go on from `state.pt` if there is one.
+        validate: called with the EMA weights in the model every `config.validate_every` epochs;
+            what it returns is logged and nothing is chosen by it.
+    Raises:
+        CheckpointError: `state.pt` belongs to another seed or model.
+        KeyboardInterrupt: Ctrl-C; the state was saved after the step under way.
+    """
+    trainer = Trainer(model, config, steps_per_epoch=loader.steps_per_epoch, device=device)
+    state_path = folder / STATE_FILE
+    if resume and state_path.exists():
+        state = load_state(state_path)
+        if state.seed != loader.seed:
+            raise CheckpointError(
+                "The run was trained with another seed.",
+                f"{state_path}: seed {state.seed}, now {loader.seed}",
+                f"Use --seed {state.seed}, or another --out.",
+            )
+        trainer.restore(state, str(state_path))
+        logger.info("resuming %s after step %d", folder, trainer.step)
+    last = config.epochs_to_run * loader.steps_per_epoch
+    log = MetricsLog(folder, first_step=trainer.step, tensorboard=config.tensorboard)
+    with log, _deferred_interrupt() as interrupted:
+        for batch in loader.batches(trainer.step, last):
+            values = trainer.train_step(batch)
+            log.write(trainer.step - 1, values)
+            if on_step is not None:
+                on_step(trainer.step - 1, values["loss"])
+            if validate is not None and _validation_due(trainer, config):
+                with trainer.ema.applied_to(model):
+                    figures = validate(trainer.step // loader.steps_per_epoch)
+                log.write(trainer.step - 1, figures)
+            if trainer.step % config.checkpoint_every == 0 or trainer.step == last or interrupted:
+                log.sync()  # before the state that counts on these lines
+                save_state(state_path, trainer.state(loader.seed))
+            if interrupted:
+                raise KeyboardInterrupt
+    return trainer
+
+
+def _validation_due(trainer: Trainer, config: TrainingConfig) -> bool:
+    epochs, position = divmod(trainer.step, trainer.steps_per_epoch)
+    return position == 0 and config.validate_every > 0 and epochs % config.validate_every == 0
+
+
+def _total_norm(model: nn.Module, limit: float) -> Tensor:
+    """Total L2 norm of the gradients before clipping them to `limit` (0 = none)."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    return nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf)
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[list[bool]]:
+    """Collect the first Ctrl-C, to be looked at between two steps; a second one ends at once."""
+    asked: list[bool] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
