@@ -33,9 +33,7 @@ class MemoryTable:
     def __init__(
         self, videos: Mapping[str, Array], *, stride: int = 4, span: int = 16, fps: float = 30
     ) -> None:
-        self.videos = {
-            name: MemoryRows(rows, stride, span, fps) for name, rows in videos.items()
-        }
+        self.videos = {name: MemoryRows(rows, stride, span, fps) for name, rows in videos.items()}
         self.channels = next(iter(videos.values())).shape[1]
 
     def names(self) -> Sequence[str]:
