@@ -371,3 +371,28 @@ def save_detections(path: str | Path, detections: Detections) -> None:
         "external_data": {"used": False, "details": ""},
     }
     write_atomically(Path(path), json.dumps(document, allow_nan=False))
+
+
+def load_video_list(path: str | Path) -> tuple[str, ...]:
+    """Read a block list: a JSON list of video names, or text with one name per line.
+
+    Raises:
+        AnnotationError: unreadable, or JSON that is not a list of names.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".json":
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise AnnotationError(
+                "The list of videos cannot be read.", [Defect(str(path), "", str(error))]
+            ) from None
+        return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    names = read_json(path)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise AnnotationError(
+            "The file is not a list of videos.",
+            [Defect(str(path), "$", shown(names))],
+            'Write ["video1", "video2"], or a text file with one name per line.',
+        )
+    return tuple(dict.fromkeys(names))

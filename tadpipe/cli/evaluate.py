@@ -1,0 +1,102 @@
+"""tadpipe evaluate: detections against annotations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tadpipe.cli.options import emit, first, shared_options
+
+PROTOCOLS = ("opentad", "activitynet", "actionformer", "epic")
+
+
+@click.command()
+@click.argument("detections", type=click.Path(path_type=Path))
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="ActivityNet-style JSON, or the CSV of EPIC-Kitchens-100.",
+)
+@click.option("--dataset", default=None, help="A name of `tadpipe list datasets`.")
+@click.option("--subset", default=None, help="Subset to score.  [the data set's test subset]")
+@click.option(
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    default=None,
+    help="Whose rules to score by.  [default: the data set's, else opentad]",
+)
+@click.option(
+    "--tiou",
+    "tious",
+    type=click.FloatRange(0, 1, min_open=True),
+    multiple=True,
+    help="tIoU threshold; repeatable.  [default: the data set's, else 0.3 to 0.7]",
+)
+@click.option(
+    "--blocked",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Videos to leave out: JSON list, or one per line.  [default: the data set's]",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1, 5),
+    show_default=True,
+    help="k of Recall@kx; repeatable.",
+)
+@click.option(
+    "--max-an",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Also AR@AN up to this average number of proposals per video.",
+)
+@click.option("--per-class", is_flag=True, help="Also print every class.")
+@click.option(
+    "--skip-defects", is_flag=True, help="Leave out annotation entries with errors, do not stop."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="Write the result, JSON."
+)
+@shared_options
+def evaluate(
+    detections: Path,
+    annotations: Path | None,
+    dataset: str | None,
+    subset: str | None,
+    protocol: str | None,
+    tious: tuple[float, ...],
+    blocked: Path | None,
+    top_k: tuple[int, ...],
+    max_an: int | None,
+    per_class: bool,
+    skip_defects: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Score DETECTIONS (a results JSON or a run folder): mAP at every tIoU, and recall.
+
+    Example: tadpipe evaluate detections.json --annotations thumos14.json --dataset thumos14
+    """
+    from tadpipe.pipeline.evaluate import evaluate as run
+    from tadpipe.project import Project
+
+    project = Project.find()
+    result = run(
+        detections,
+        annotations=first(annotations, project.annotations),
+        # The project's data set belongs to the project's annotations.
+        dataset=dataset or (project.dataset if annotations is None else None),
+        subset=subset,
+        protocol=protocol,
+        tious=tious or None,
+        blocked=blocked,
+        top_k=top_k,
+        max_an=max_an,
+        skip_defects=skip_defects,
+        out=out,
+    )
+    emit(as_json, result.to_mapping(), result.text(per_class))
