@@ -1,0 +1,457 @@
+"""Parity of the one-stage detectors: models, losses, detections, optimiser steps, schedule, crops.
+
+A case is told by its arrays: `lr` = schedule, `draws` = truncation, `t0_lr` = optimiser steps, else
+a model case with parts a (outputs), b (losses and gradients) and c (detections).
+What differs between detectors is one row of FAMILIES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tadpipe.datasets.loader import Batch
+from tadpipe.datasets.windows import truncate
+from tadpipe.detectors.actionformer import ActionFormer, ActionFormerConfig, remap_official_keys
+from tadpipe.detectors.parts.assign import assign, positive_mask
+from tadpipe.detectors.parts.conv import AffineDropPath
+from tadpipe.detectors.parts.decode import DecodeConfig
+from tadpipe.detectors.parts.losses import regression_weight
+from tadpipe.detectors.parts.nms import NmsConfig, batched_nms
+from tadpipe.detectors.protocol import AnchorFreeOutputs, GridDetections, Targets
+from tadpipe.timeline import SnippetGrid
+from tadpipe.training.checkpoint import load_strictly
+from tadpipe.training.loop import Trainer, TrainingConfig
+from tadpipe.training.optim import OptimConfig, decay_names, learning_rate_at
+from tests.parity.case import Case
+
+OUTPUTS = {"atol": 2e-4, "rtol": 1e-4}
+LOSSES = {"rtol": 1e-4, "atol": 1e-6}
+GRADIENTS = {"rtol": 2e-3, "atol": 1e-6}
+ZERO_GRADIENT = {"rtol": 2e-3, "atol": 1e-5}  # attention keys' shift: analytically zero
+SCORE_ATOL, GRID_ATOL, SECONDS_ATOL = 1e-4, 2e-3, 2e-3
+
+# Common to the configurations of all official releases.
+Official = dict[str, Any]
+
+
+class Family(NamedTuple):
+    """What differs between detectors."""
+
+    build: Callable[[Official, DecodeConfig], nn.Module]
+    raw: Callable[[Any], dict[str, Sequence[Tensor]]]  # outputs -> a_<name>_l<level>
+    remap: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    vote_weight: str
+
+
+def actionformer(model: Official, decode: DecodeConfig) -> ActionFormer:
+    """The official `model` table in our words."""
+    train = model["train_cfg"]
+    radius = train["center_sample_radius"] if train["center_sample"] == "radius" else 0.0
+    embed, stem, branch = model["backbone_arch"]
+    config = ActionFormerConfig(
+        in_channels=as_tuple(model["input_dim"]),
+        num_classes=model["num_classes"],
+        window_len=model["max_seq_len"],
+        backbone="conv" if model["backbone_type"] == "conv" else "transformer",
+        embed_layers=embed,
+        stem_layers=stem,
+        branch_layers=branch,
+        scale_factor=model["scale_factor"],
+        embed_dim=as_tuple(model["embd_dim"]),
+        embed_kernel=model["embd_kernel_size"],
+        embed_norm=model["embd_with_ln"],
+        num_heads=model["n_head"],
+        attention_windows=as_tuple(model["n_mha_win_size"]),
+        abs_pos=model["use_abs_pe"],
+        rel_pos=model["use_rel_pe"],
+        neck=model["fpn_type"],
+        neck_dim=model["fpn_dim"],
+        neck_norm=model["fpn_with_ln"],
+        start_level=model["fpn_start_level"],
+        regression_ranges=tuple(
+            (float(low), float(high)) for low, high in model["regression_range"]
+        ),
+        head_dim=model["head_dim"],
+        head_kernel=model["head_kernel_size"],
+        head_layers=model["head_num_layers"],
+        head_norm=model["head_with_ln"],
+        max_buffer_len_factor=model["max_buffer_len_factor"],
+        centre_radius=radius,
+        loss_weight=train["loss_weight"],
+        prior_prob=train["cls_prior_prob"],
+        empty_classes=tuple(train["head_empty_cls"]),
+        label_smoothing=train["label_smoothing"],
+        dropout=train["dropout"],
+        drop_path=train["droppath"],
+        init_loss_norm=train["init_loss_norm"],
+    )
+    return ActionFormer(config, decode)
+
+
+def actionformer_raw(outputs: AnchorFreeOutputs) -> dict[str, Sequence[Tensor]]:
+    return {"cls_logits": outputs.logits, "offsets": [x[:, :, 0] for x in outputs.offsets]}
+
+
+FAMILIES = {
+    "actionformer": Family(actionformer, actionformer_raw, remap_official_keys, "score*tiou"),
+}
+
+
+def family_of(case: Case) -> Family:
+    """By the release that made the case."""
+    source = str(case.config["source"]).lower()
+    for name, family in FAMILIES.items():
+        if name in source:
+            return family
+    raise ValueError(f"{case.path}: no detector for '{source}'. Known: {', '.join(FAMILIES)}.")
+
+
+def run(case: Case) -> None:
+    if "lr" in case:
+        run_schedule(case)
+    elif "draws" in case:
+        run_truncate(case)
+    elif "t0_lr" in case:
+        run_train_steps(case)
+    else:
+        model = load(case)
+        videos = len(case.config["valid_lengths"])
+        batch = padded_batch([case.tensor(f"feats_{i}") for i in range(videos)], model)
+        run_outputs(case, model, batch)
+        run_losses(case, model, batch)
+        run_detections(case, model)
+
+
+# --- part a: outputs, and the levels of encoder and neck ---------------------------------------
+
+
+def run_outputs(case: Case, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    seen: dict[str, list[Tensor]] = {}
+    hooks = [
+        model.backbone.register_forward_hook(lambda _m, _i, out: seen.update(backbone=out[0])),
+        model.neck.register_forward_hook(lambda _m, _i, out: seen.update(neck=out)),
+    ]
+    model.eval()
+    with torch.no_grad():
+        outputs = model(*batch)
+    for hook in hooks:
+        hook.remove()
+    for name, levels in (family_of(case).raw(outputs) | seen).items():
+        for level, ours in enumerate(levels):
+            case.check(f"a_{name}_l{level}", ours, **OUTPUTS)
+    for level, (mask, points) in enumerate(zip(outputs.masks, outputs.points, strict=True)):
+        case.check(f"a_mask_l{level}", mask)
+        case.check(f"a_points_l{level}", points)
+
+
+# --- part b: targets, losses and gradients of two steps ----------------------------------------
+
+
+def run_losses(case: Case, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    without_chance(model).train()
+    targets = read_targets(case, batch[0].shape[0])
+    names = [str(name) for name in case.read("b_param_names")]
+    parameters = dict(model.named_parameters())
+    case.claim("parameters", sorted(names) == sorted(parameters))
+    for step in (1, 2):
+        model.zero_grad(set_to_none=True)
+        outputs = model(*batch)
+        if step == 1:
+            check_targets(case, model, outputs, targets)
+        cls_loss, reg_loss = model.loss_terms(outputs, targets)
+        weight = regression_weight(model.config.loss_weight, cls_loss, reg_loss)
+        final = cls_loss + weight * reg_loss
+        final.backward()
+        for name, loss in (("cls", cls_loss), ("reg", reg_loss), ("final", final)):
+            case.check(f"b_step{step}_{name}_loss", loss, **LOSSES)
+        normalizer = model.loss_state()["loss_norm"]
+        case.check(f"b_step{step}_loss_normalizer", normalizer, rtol=1e-6)
+        check_gradients(case, step, names, parameters)
+    decay, rest = decay_names(model)
+    case.claim("b_decay_names", set(map(str, case.read("b_decay_names"))) == decay)
+    case.claim("b_no_decay_names", set(map(str, case.read("b_no_decay_names"))) == rest)
+
+
+def check_targets(
+    case: Case, model: nn.Module, outputs: AnchorFreeOutputs, targets: Targets
+) -> None:
+    config = model.config
+    assigned = assign(
+        torch.cat(outputs.points),
+        targets,
+        config.num_classes,
+        centre_radius=config.centre_radius,
+    )
+    positive = positive_mask(assigned, torch.cat(outputs.masks, dim=1))
+    case.check("b_target_cls", assigned.classes)
+    case.check("b_pos_mask", positive)
+    where = case.read("b_pos_mask").astype(bool)
+    case.check("b_target_offsets", assigned.offsets, where=where, atol=1e-6, rtol=1e-6)
+    case.claim("positives", int(positive.sum()) == case.config["positives"])
+
+
+def check_gradients(
+    case: Case, step: int, names: list[str], parameters: dict[str, nn.Parameter]
+) -> None:
+    stored = case.read(f"b_step{step}_grad_norms")
+    missing = np.array([parameters[name].grad is None for name in names])
+    case.check("b_grad_is_none", missing, label=f"b_grad_is_none (step {step})")
+    norms = np.array([gradient_norm(parameters[name]) for name in names])
+    zero = np.array([name.endswith(("attn.key.bias", "attn.key_norm.bias")) for name in names])
+    key = f"b_step{step}_grad_norms"
+    case.check(key, norms, where=~zero, **GRADIENTS)
+    if zero.any():
+        case.compare(f"{key} (keys)", norms, stored, where=zero, **ZERO_GRADIENT)
+    if step == 1:
+        for name in names:
+            if (key := f"b_grad/{name}") in case:
+                # Single elements may cancel: their error is that of the tensor's scale.
+                largest = float(np.abs(case.read(key)).max(initial=0.0))
+                case.check(key, parameters[name].grad, rtol=2e-3, atol=1e-6 + 1e-4 * largest)
+
+
+def gradient_norm(parameter: nn.Parameter) -> float:
+    return -1.0 if parameter.grad is None else float(parameter.grad.double().norm())
+
+
+# --- part c: each video alone, to seconds ------------------------------------------------------
+
+
+def run_detections(case: Case, model: nn.Module) -> None:
+    model.eval()
+    config = nms_config(case)
+    video = 0
+    while f"c_scores_{video}" in case:
+        feats = case.tensor(f"feats_{video}")
+        length = model.padded_len(feats.shape[1])
+        with torch.no_grad():
+            outputs = model(*pad([feats], length))
+        candidates = model.decode(outputs)[0]
+        check_detections(case, "c_cand_", video, candidates, GRID_ATOL)
+        found = batched_nms(candidates, config)
+        segments = to_seconds(found.segments, case.read(f"c_meta_{video}"), feats.shape[1])
+        check_detections(case, "c_", video, found._replace(segments=segments), SECONDS_ATOL)
+        video += 1
+
+
+def check_detections(
+    case: Case, prefix: str, video: int, ours: GridDetections, segment_atol: float
+) -> None:
+    """Rows whose scores are equal to rounding may have swapped places; pair them up first."""
+    names = [f"{prefix}{kind}_{video}" for kind in ("segments", "scores", "labels")]
+    segments, scores, labels = (case.read(name) for name in names)
+    order = np.arange(len(ours.scores))
+    if len(order) == len(scores):
+        order = pair_up((segments, scores, labels), [x.numpy() for x in ours])
+    case.check(names[0], ours.segments[order], atol=segment_atol)
+    case.check(names[1], ours.scores[order], atol=SCORE_ATOL)
+    case.check(names[2], ours.labels[order])
+
+
+def pair_up(stored: Sequence[np.ndarray], ours: Sequence[np.ndarray]) -> np.ndarray:
+    """For each stored row the first free row of ours that is as near as the tolerance allows."""
+    free = np.ones(len(ours[1]), bool)
+    order = np.empty(len(free), np.int64)
+    for row, (segment, score, label) in enumerate(zip(*stored, strict=True)):
+        near = free & (ours[2] == label) & (np.abs(ours[1] - score) <= SCORE_ATOL)
+        near &= np.abs(ours[0] - segment).max(axis=1) <= GRID_ATOL
+        order[row] = np.flatnonzero(near)[0] if near.any() else np.flatnonzero(free)[0]
+        free[order[row]] = False
+    return order
+
+
+def to_seconds(segments: Tensor, meta: np.ndarray, rows: int) -> Tensor:
+    """Through the time axis of the store; `meta` = [fps, duration_s, stride, num_frames]."""
+    fps, duration_sec, stride, span = (float(value) for value in meta)
+    grid = SnippetGrid.from_convention(rows, fps=fps, stride_frames=stride, span_frames=span)
+    seconds = [[grid.to_sec(position) for position in segment] for segment in segments.tolist()]
+    return torch.tensor(seconds).reshape(-1, 2).clamp(0.0, duration_sec)
+
+
+# --- optimiser steps, schedule, truncation -----------------------------------------------------
+
+
+def run_train_steps(case: Case) -> None:
+    """Successive steps of the trainer; the weights start as stored, N as `init_loss_norm`."""
+    model = without_chance(load(case))
+    tolerance = {"weights": {"atol": 1e-4}, "ema": {"atol": 2e-6, "rtol": 1e-6}}
+    training = TrainingConfig(
+        **optimiser(case.config["opt"]),
+        clip_grad_norm=max(case.config["clip_grad_l2norm"], 0.0),
+        ema_decay=case.config["ema_decay"],
+    )
+    per_epoch = case.config["num_iters_per_epoch"]
+    trainer = Trainer(model, training, steps_per_epoch=per_epoch, device="cpu")
+    terms = record_terms(model)
+    for step in range(case.config["steps"]):
+        feats = [case.tensor(f"t{step}_feats_{i}") for i in (0, 1)]
+        batch, mask = padded_batch(feats, model)
+        targets = read_targets(case, 2, prefix=f"t{step}_")
+        values = trainer.train_step(
+            Batch(["0", "1"], batch, mask, targets.segments, targets.labels)
+        )
+        cls_loss, reg_loss = terms.pop()
+        case.check(f"t{step}_cls_loss", cls_loss, **LOSSES)
+        case.check(f"t{step}_reg_loss", reg_loss, **LOSSES)
+        case.check(f"t{step}_final_loss", values["loss"], **LOSSES)
+        case.check(f"t{step}_loss_normalizer", model.loss_state()["loss_norm"], rtol=1e-6)
+        case.check(f"t{step}_grad_norm", values["grad_norm"], rtol=1e-3)
+        case.check(f"t{step}_lr", values["learning_rate"], rtol=1e-5, atol=1e-12)
+        if step + 1 in case.config["snapshots"]:
+            states = {"w": model.state_dict(), "ema": trainer.ema.state}
+            for kind, state in states.items():
+                close = tolerance["ema" if kind == "ema" else "weights"]
+                check_snapshot(case, f"{kind}{step + 1}/", state, close)
+
+
+def check_snapshot(
+    case: Case, prefix: str, state: dict[str, Tensor], close: dict[str, float]
+) -> None:
+    """Every state-dict entry; tensors whose gradient is analytically zero are only noted."""
+    noise = set(case.config["not_compared"])
+    stored = {name.removeprefix(prefix) for name in case.arrays if name.startswith(prefix)}
+    case.claim(f"{prefix}*", stored == set(state))
+    for name in sorted(stored & set(state)):
+        if name in noise:
+            case.read(prefix + name)
+        else:
+            case.check(prefix + name, state[name], **close)
+
+
+def record_terms(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The unweighted losses of every call, newest last."""
+    terms: list[tuple[Tensor, Tensor]] = []
+    inner = model.loss_terms
+
+    def loss_terms(outputs: Any, targets: Targets) -> tuple[Tensor, Tensor]:
+        terms.append(inner(outputs, targets))
+        return terms[-1]
+
+    model.loss_terms = loss_terms
+    return terms
+
+
+def run_schedule(case: Case) -> None:
+    params = case.config["params"]
+    config = OptimConfig(**optimiser(params))
+    steps = range(len(case.arrays["lr"]))
+    rates = [learning_rate_at(step, params["num_iters_per_epoch"], config) for step in steps]
+    case.check("lr", np.array(rates), rtol=1e-5, atol=1e-12)
+
+
+def run_truncate(case: Case) -> None:
+    """The stored draws stand in for the random ones and must all be used, within their bounds."""
+    params = case.config["params"]
+    draws: Iterator[Any] = iter(case.read("draws").tolist())
+
+    def draw(low: int, high: int) -> int:
+        stored_low, stored_high, value = next(draws)
+        case.claim("bounds of a draw", (low, high) == (stored_low, stored_high), f"{low}, {high}")
+        return int(value)
+
+    crop = params["crop_ratio"]
+    feats, segments, labels = truncate(
+        case.tensor("feats"),
+        case.tensor("segments"),
+        case.tensor("labels"),
+        max_len=params["max_seq_len"],
+        keep_ratio=params["trunc_thresh"],
+        crop_ratio=None if crop is None else (crop[0], crop[1]),
+        offset_grid=params.get("offset", 0.0),
+        draw=draw,
+    )
+    case.claim("all draws used", next(draws, None) is None)
+    case.check("out_feats", feats, atol=1e-5)
+    case.check("out_segments", segments, atol=1e-5)
+    case.check("out_labels", labels)
+
+
+# --- reading a case ----------------------------------------------------------------------------
+
+
+def load(case: Case) -> nn.Module:
+    """The detector with the stored weights, loaded strictly."""
+    family = family_of(case)
+    test = case.config["model"]["test_cfg"]
+    decode = DecodeConfig(
+        pre_nms_threshold=test["pre_nms_thresh"],
+        pre_nms_topk=test["pre_nms_topk"],
+        min_length_grid=test["duration_thresh"],
+    )
+    model = family.build(case.config["model"], decode)
+    load_strictly(model, family.remap(case.weights()), str(case.path))
+    entries = case.config.get("state_dict_parameters", len(model.state_dict()))
+    case.claim("strict load", len(model.state_dict()) == entries)
+    return model
+
+
+def without_chance(model: nn.Module) -> nn.Module:
+    """Set every drop probability to 0; the affine scales stay."""
+    for module in model.modules():
+        if isinstance(module, AffineDropPath):
+            module.drop_prob = 0.0
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def nms_config(case: Case) -> NmsConfig:
+    test = case.config["model"]["test_cfg"]
+    return NmsConfig(
+        method=test["nms_method"],
+        sigma=test["nms_sigma"],
+        iou_threshold=test["iou_threshold"],
+        min_score=test["min_score"],
+        max_segments=test["max_seg_num"],
+        multiclass=test["multiclass_nms"],
+        vote_threshold=max(test["voting_thresh"], 0.0),
+        vote_weight=family_of(case).vote_weight,  # type: ignore[arg-type]  # one of the literals
+    )
+
+
+def optimiser(opt: Official) -> dict[str, Any]:
+    """The official `opt` table in our words."""
+    words = {
+        "learning_rate": "learning_rate",
+        "weight_decay": "weight_decay",
+        "momentum": "momentum",
+        "warmup_epochs": "warmup_epochs",
+        "epochs": "epochs",
+        "schedule_type": "schedule",
+        "schedule_gamma": "gamma",
+        "eta_min": "eta_min",
+    }
+    table = {ours: opt[theirs] for theirs, ours in words.items() if theirs in opt}
+    table["optimizer"] = opt.get("type", "AdamW").lower()
+    table["milestones"] = tuple(opt.get("schedule_steps", ()))
+    return table
+
+
+def read_targets(case: Case, count: int, prefix: str = "") -> Targets:
+    return Targets(
+        [case.tensor(f"{prefix}gt_segments_{i}") for i in range(count)],
+        [case.tensor(f"{prefix}gt_labels_{i}") for i in range(count)],
+    )
+
+
+def padded_batch(feats: list[Tensor], model: nn.Module) -> tuple[Tensor, Tensor]:
+    return pad(feats, model.config.window_len)
+
+
+def pad(feats: list[Tensor], length_grid: int) -> tuple[Tensor, Tensor]:
+    """Sequences [C, T_i] -> features [B, C, T] padded with zeros, mask [B, T]."""
+    batch = torch.zeros(len(feats), feats[0].shape[0], length_grid)
+    mask = torch.zeros(len(feats), length_grid, dtype=torch.bool)
+    for i, x in enumerate(feats):
+        batch[i, :, : x.shape[1]] = x
+        mask[i, : x.shape[1]] = True
+    return batch, mask
+
+
+def as_tuple(value: int | Sequence[int]) -> int | tuple[int, ...]:
+    return value if isinstance(value, int) else tuple(value)
