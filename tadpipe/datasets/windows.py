@@ -8,6 +8,7 @@ in grid steps. Rules: ActionFormer (Zhang et al., ECCV 2022) and TriDet (Shi et 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -38,6 +39,7 @@ class WindowConfig:
     duplicate_sec: float = 1e-3  # same label and both ends this close: one action; 0 = keep all
     min_action_sec: float = 1e-3  # shorter actions are dropped
     class_agnostic: bool = False  # all labels become one; names come from video-level scores
+    overlap: float = 0.5  # inference beyond the detector's reach: share of a window seen twice
 
     def __post_init__(self) -> None:
         if self.crop_ratio:
@@ -48,8 +50,11 @@ class WindowConfig:
                     f"crop_ratio = {list(self.crop_ratio)}",
                     "Example: crop_ratio = [0.9, 1.0]",
                 )
-        if not 0 <= self.keep_ratio <= 1:
-            raise ConfigError("keep_ratio lies between 0 and 1.", f"{self.keep_ratio}")
+        if not 0 <= self.keep_ratio <= 1 or not 0 <= self.overlap < 1:
+            raise ConfigError(
+                "keep_ratio lies in [0, 1] and overlap in [0, 1).",
+                f"keep_ratio = {self.keep_ratio}, overlap = {self.overlap}",
+            )
         if self.duplicate_sec < 0 or self.min_action_sec < 0:
             raise ConfigError(
                 "Times of the cleaning rules are not negative.",
@@ -197,6 +202,18 @@ def fitted_features(sequence: FeatureSequence, config: WindowConfig, window_len:
     """All features of a video as the detector sees them, [C, T] float32."""
     feats = sequence.read(0, sequence.grid.rows)
     return resize_linear(feats, window_len) if config.fit == "resize" else feats
+
+
+def covering_windows(total: int, window: int, overlap: float) -> list[int]:
+    """Starts of windows that together cover `total` rows, the last one flush with the end.
+
+    Neighbours share at least `overlap` of their length, so that an action no longer than that
+    lies whole in one of them.
+    """
+    if total <= window:
+        return [0]
+    hop = max(window - math.ceil(overlap * window), 1)
+    return [*range(0, total - window, hop), total - window]
 
 
 class TrainingItem(NamedTuple):
