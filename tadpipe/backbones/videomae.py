@@ -13,6 +13,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from tadpipe.backbones.pixels import PIXEL_RECIPES
+from tadpipe.backbones.videomae_keys import remap_official_keys as remap_official_keys
 from tadpipe.config import PixelRecipe
 from tadpipe.errors import ConfigError
 
