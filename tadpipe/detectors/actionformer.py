@@ -21,6 +21,7 @@ from tadpipe.detectors.parts.assign import assign, offsets_at, positive_mask, po
 from tadpipe.detectors.parts.conv import (
     ChannelNorm,
     MaskedConv1d,
+    PointwiseConv1d,
     drop_path,
 )
 from tadpipe.detectors.parts.decode import DecodeConfig, decode_levels
@@ -226,10 +227,10 @@ class MaskedAttention(nn.Module):
         self.query_conv, self.query_norm = reduce(), ChannelNorm(channels)
         self.key_conv, self.key_norm = reduce(), ChannelNorm(channels)
         self.value_conv, self.value_norm = reduce(), ChannelNorm(channels)
-        self.key = nn.Conv1d(channels, channels, 1)
-        self.query = nn.Conv1d(channels, channels, 1)
-        self.value = nn.Conv1d(channels, channels, 1)
-        self.proj = nn.Conv1d(channels, channels, 1)
+        self.key = PointwiseConv1d(channels, channels)
+        self.query = PointwiseConv1d(channels, channels)
+        self.value = PointwiseConv1d(channels, channels)
+        self.proj = PointwiseConv1d(channels, channels)
         self.proj_drop = nn.Dropout(dropout)
         self.rel_pe: nn.Parameter | None = None
         if rel_pos and self.reach:
@@ -282,10 +283,10 @@ class TransformerBlock(nn.Module):
         )
         self.ln2 = ChannelNorm(channels)
         self.mlp = nn.Sequential(
-            nn.Conv1d(channels, 4 * channels, 1),
+            PointwiseConv1d(channels, 4 * channels),
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Conv1d(4 * channels, channels, 1),
+            PointwiseConv1d(4 * channels, channels),
             nn.Dropout(dropout),
         )
         self.drop_path_attn = drop_path(channels, drop_path_prob)
