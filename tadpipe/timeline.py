@@ -126,29 +126,70 @@ class SnippetGrid:
         )
 
 
-def constant_rate(times_sec: Sequence[Fraction], tick_sec: Fraction) -> Fraction | None:
-    """Frames per second if every sorted time stamp fits one rate to a tick, else None.
+def constant_rate(
+    ticks: Sequence[int], tick_sec: Fraction, guess: Fraction | None = None
+) -> Fraction | None:
+    """Frames per second if every time stamp fits one rate to a tick, else None.
+
+    A tick as long as a frame (avi) would hide a missing frame, so the tolerance is at most a
+    quarter of the frame period.
 
     Args:
-        times_sec: sorted presentation times.
+        ticks: sorted presentation times in units of the time base.
         tick_sec: the container's time base.
+        guess: the container's own idea of the rate; taken if it fits, and for a single frame.
     """
-    if len(times_sec) < 2 or times_sec[-1] <= times_sec[0]:
+    steps = len(ticks) - 1
+    if guess is not None and guess > 0 and _fits(ticks, 1 / (guess * tick_sec)):
+        return guess
+    if steps < 1 or ticks[-1] <= ticks[0]:
         return None
-    first, steps = times_sec[0], len(times_sec) - 1
-    # Slopes that keep every stamp within one tick of first + i * period.
-    low = max((t - first - tick_sec) / i for i, t in enumerate(times_sec) if i)
-    high = min((t - first + tick_sec) / i for i, t in enumerate(times_sec) if i)
-    if low > high or high <= 0:
-        return None
-    period = (times_sec[-1] - first) / steps
-    period = min(max(period, low), high)
+    mean = Fraction(ticks[-1] - ticks[0], steps)
+    # Only slopes this near to the mean keep the last stamp within the tolerance.
+    low, high = mean - _tolerance(mean) / steps, mean + _tolerance(mean) / steps
     # The simplest rate inside the tolerance: 30 rather than 3635/121, 30000/1001 rather than 29.97.
     for limit in (1, 1001, 10_000):
-        rate = (1 / period).limit_denominator(limit)
-        if rate > 0 and low <= 1 / rate <= high:
+        rate = (1 / (mean * tick_sec)).limit_denominator(limit)
+        if (
+            rate > 0
+            and low <= 1 / (rate * tick_sec) <= high
+            and _fits(ticks, 1 / (rate * tick_sec))
+        ):
             return rate
-    return 1 / period
+    return _fitted_rate(ticks, tick_sec, mean)
+
+
+def _fitted_rate(ticks: Sequence[int], tick_sec: Fraction, mean: Fraction) -> Fraction | None:
+    """A rate between the slopes that keep every stamp within the tolerance, if there is one."""
+    tolerance = _tolerance(mean)
+    # Slopes (distance -+ tolerance) / i over a common denominator, compared crosswise as integers.
+    scale, slack = tolerance.denominator, tolerance.numerator
+    low, low_at = (ticks[1] - ticks[0]) * scale - slack, 1
+    high, high_at = (ticks[1] - ticks[0]) * scale + slack, 1
+    for i in range(2, len(ticks)):
+        distance = (ticks[i] - ticks[0]) * scale
+        if (distance - slack) * low_at > low * i:
+            low, low_at = distance - slack, i
+        if (distance + slack) * high_at < high * i:
+            high, high_at = distance + slack, i
+    lowest, highest = Fraction(low, low_at * scale), Fraction(high, high_at * scale)
+    if lowest > highest or highest <= 0:
+        return None
+    return 1 / (min(max(mean, lowest), highest) * tick_sec)
+
+
+def _tolerance(period_ticks: Fraction) -> Fraction:
+    return min(Fraction(1), period_ticks / 4)
+
+
+def _fits(ticks: Sequence[int], period_ticks: Fraction) -> bool:
+    """Whether |ticks[i] - ticks[0] - i * period| <= tolerance for every i."""
+    tolerance = _tolerance(period_ticks)
+    scale = math.lcm(period_ticks.denominator, tolerance.denominator)
+    period, slack = int(period_ticks * scale), int(tolerance * scale)
+    return all(
+        -slack <= (tick - ticks[0]) * scale - i * period <= slack for i, tick in enumerate(ticks)
+    )
 
 
 def interpolate_frame_time(times_sec: Sequence[float], position_frames: float) -> float:
