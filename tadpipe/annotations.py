@@ -19,7 +19,16 @@ from typing import Any, NamedTuple
 
 from tadpipe.config import write_atomically
 from tadpipe.errors import AnnotationError, Defect
-from tadpipe.json_text import JsonReader, child, finite, kind, read_json, repeated_keys, shown
+from tadpipe.json_text import (
+    JsonReader,
+    child,
+    collector_paused,
+    finite,
+    kind,
+    read_json,
+    repeated_keys,
+    shown,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -300,13 +309,14 @@ def load_detections(path: str | Path) -> Detections:
     reader = JsonReader(str(path))
     results = reader.table(read_json(path), "results", '{"results": {"video": [...]}}')
     detections: Detections = {}
-    for name, entries in results.items():
-        place = child("$.results", name)
-        if not isinstance(entries, list):
-            reader.error(place, f"{kind(entries)}, not a list; write [] for none")
-            continue
-        rows = (_detection(reader, entry, place, i) for i, entry in enumerate(entries))
-        detections[name] = [row for row in rows if row is not None]
+    with collector_paused():
+        for name, entries in results.items():
+            place = child("$.results", name)
+            if not isinstance(entries, list):
+                reader.error(place, f"{kind(entries)}, not a list; write [] for none")
+                continue
+            rows = [_detection(reader, entry, place, i) for i, entry in enumerate(entries)]
+            detections[name] = [row for row in rows if row is not None]
     if reader.defects:
         count = len(reader.defects)
         raise AnnotationError(
@@ -318,22 +328,26 @@ def load_detections(path: str | Path) -> Detections:
 
 
 def _detection(reader: JsonReader, entry: Any, place: str, index: int) -> Detection | None:
-    match entry:  # the usual case first: a file may hold a million entries
-        case {"segment": [float(start), float(end)], "label": str(label), "score": float(score)}:
-            if math.isfinite(start + end + score) and label and not label.isspace():
-                return Detection(start, end, label, score)
+    if type(entry) is dict:  # the usual case first and fast: a file may hold a million entries
+        segment, label, score = entry.get("segment"), entry.get("label"), entry.get("score")
+        if type(segment) is list and len(segment) == 2 and type(score) is float:
+            start, end = segment
+            floats = type(start) is float and type(end) is float
+            named = type(label) is str and label.strip()
+            if floats and named and math.isfinite(start + end + score):
+                return Detection(start, end, str(label), score)
     spot = f"{place}[{index}]"
     if not isinstance(entry, dict):
         reader.error(spot, f'{kind(entry)}, not an object; write {{"segment", "label", "score"}}')
         return None
-    segment, name = reader.segment(entry, spot), reader.label(entry, spot)
+    ends, name = reader.segment(entry, spot), reader.label(entry, spot)
     value = finite(entry.get("score"))
     if value is None:
         was = shown(entry["score"]) if "score" in entry else "no score"
         reader.error(spot, f"{was}; every detection needs a score, a finite number")
-    if segment is None or name is None or value is None:
+    if ends is None or name is None or value is None:
         return None
-    return Detection(*segment, name, value)
+    return Detection(*ends, name, value)
 
 
 def save_detections(path: str | Path, detections: Detections) -> None:
@@ -371,28 +385,3 @@ def save_detections(path: str | Path, detections: Detections) -> None:
         "external_data": {"used": False, "details": ""},
     }
     write_atomically(Path(path), json.dumps(document, allow_nan=False))
-
-
-def load_video_list(path: str | Path) -> tuple[str, ...]:
-    """Read a block list: a JSON list of video names, or text with one name per line.
-
-    Raises:
-        AnnotationError: unreadable, or JSON that is not a list of names.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".json":
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise AnnotationError(
-                "The list of videos cannot be read.", [Defect(str(path), "", str(error))]
-            ) from None
-        return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    names = read_json(path)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise AnnotationError(
-            "The file is not a list of videos.",
-            [Defect(str(path), "$", shown(names))],
-            'Write ["video1", "video2"], or a text file with one name per line.',
-        )
-    return tuple(dict.fromkeys(names))

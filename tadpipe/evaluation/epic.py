@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tadpipe.errors import AnnotationError, Defect
 from tadpipe.evaluation.detection_map import DetectionScore, score_detections
 from tadpipe.evaluation.protocols import EPIC, Protocol
-from tadpipe.evaluation.tables import DetectionTable, TruthTable
+from tadpipe.evaluation.tables import DetectionTable, TruthTable, coded
 from tadpipe.json_text import JsonReader, child, finite, kind, read_json, shown
 
 NUM_VERBS = 97
@@ -182,7 +182,7 @@ def score_epic(
 
 
 def _truth_table(rows: Sequence[EpicRow], task: str) -> TruthTable:
-    videos, video = _coded([row.video for row in rows])
+    videos, video = coded([row.video for row in rows])
     classes, label = _classes(rows, task)
     return TruthTable(
         videos,
@@ -196,7 +196,7 @@ def _truth_table(rows: Sequence[EpicRow], task: str) -> TruthTable:
 
 
 def _detection_table(rows: Sequence[EpicRow], task: str) -> DetectionTable:
-    videos, video = _coded([row.video for row in rows])
+    videos, video = coded([row.video for row in rows])
     classes, label = _classes(rows, task)
     return DetectionTable(
         videos,
@@ -216,10 +216,3 @@ def _classes(rows: Sequence[EpicRow], task: str) -> tuple[list[int], NDArray[np.
     number = {"verb": verb, "noun": noun, "action": verb * NUM_NOUNS + noun}[task]
     classes, label = np.unique(number, return_inverse=True)
     return classes.tolist(), label.astype(np.int64)
-
-
-def _coded(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Distinct names in order of appearance, and which of them each row has."""
-    position: dict[str, int] = {}
-    codes = [position.setdefault(name, len(position)) for name in names]
-    return tuple(position), np.array(codes, dtype=np.int64)

@@ -6,8 +6,9 @@ decides between equal scores and equal tIoU.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -41,20 +42,16 @@ class TruthTable:
         cls, videos: Mapping[str, Video], label_ids: Mapping[str, int] | None = None
     ) -> TruthTable:
         """The actions of these videos, in their order."""
-        labels: dict[str, int] = {}
-        rows = [
-            (i, labels.setdefault(label, len(labels)), start_sec, end_sec)
-            for i, video in enumerate(videos.values())
-            for start_sec, end_sec, label in video.actions
-        ]
-        video, label, start, end = _columns(rows, 4)
+        counts = [len(video.actions) for video in videos.values()]
+        rows = list(chain.from_iterable(video.actions for video in videos.values()))
+        labels, label = coded([row.label for row in rows])
         return cls(
             tuple(videos),
-            tuple(labels),
-            video.astype(np.int64),
-            label.astype(np.int64),
-            start,
-            end,
+            labels,
+            np.repeat(np.arange(len(videos)), counts),
+            label,
+            np.array([row.start_sec for row in rows], dtype=np.float64),
+            np.array([row.end_sec for row in rows], dtype=np.float64),
             dict(label_ids or {}),
         )
 
@@ -87,21 +84,17 @@ class DetectionTable:
     @classmethod
     def from_detections(cls, detections: Detections) -> DetectionTable:
         """All detections, in their order."""
-        labels: dict[str, int] = {}
-        rows = [
-            (i, labels.setdefault(label, len(labels)), start_sec, end_sec, score)
-            for i, found in enumerate(detections.values())
-            for start_sec, end_sec, label, score in found
-        ]
-        video, label, start, end, score = _columns(rows, 5)
+        counts = [len(found) for found in detections.values()]
+        rows = list(chain.from_iterable(detections.values()))
+        labels, label = coded([row.label for row in rows])
         return cls(
             tuple(detections),
-            tuple(labels),
-            video.astype(np.int64),
-            label.astype(np.int64),
-            start,
-            end,
-            score,
+            labels,
+            np.repeat(np.arange(len(detections)), counts),
+            label,
+            np.array([row.start_sec for row in rows], dtype=np.float64),
+            np.array([row.end_sec for row in rows], dtype=np.float64),
+            np.array([row.score for row in rows], dtype=np.float64),
         )
 
     def take(self, rows: NDArray[Any]) -> DetectionTable:
@@ -273,11 +266,10 @@ def _codes(names: tuple[str, ...], chosen: Collection[str]) -> Integers:
     return np.array([i for i, name in enumerate(names) if name in chosen], dtype=np.int64)
 
 
-def _columns(rows: list[Any], width: int) -> NDArray[np.float64]:
-    """Rows of numbers as columns, float64 [width, rows]; video numbers stay exact below 2**53."""
-    if not rows:
-        return np.zeros((width, 0))
-    return np.array(list(zip(*rows, strict=True)), dtype=np.float64)
+def coded(names: Sequence[str]) -> tuple[tuple[str, ...], Integers]:
+    """Distinct names in order of appearance, and which of them each row has."""
+    position = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return tuple(position), np.array(list(map(position.__getitem__, names)), dtype=np.int64)
 
 
 def _check_columns(table: TruthTable | DetectionTable, *columns: Floats) -> None:

@@ -17,7 +17,6 @@ from tadpipe.annotations import (
     Detections,
     load_annotations,
     load_detections,
-    load_video_list,
 )
 from tadpipe.config import write_atomically
 from tadpipe.datasets import DATASETS
@@ -29,6 +28,7 @@ from tadpipe.evaluation.epic import load_epic_csv, load_submission, score_epic
 from tadpipe.evaluation.proposals import ProposalRecall, average_recall
 from tadpipe.evaluation.protocols import Protocol, protocol_named
 from tadpipe.evaluation.tables import DetectionTable, TruthTable
+from tadpipe.json_text import read_json, shown
 from tadpipe.pipeline.score_table import count_text, score_text
 from tadpipe.registry import resolve
 
@@ -301,3 +301,28 @@ def _subset_name(truth: Annotations, spec: DatasetSpec | None, subset: str | Non
         [Defect(truth.source, "$.database", f"subsets: {', '.join(names) or 'none'}")],
         "Name the one to score with --subset, or name the data set with --dataset.",
     )
+
+
+def load_video_list(path: str | Path) -> tuple[str, ...]:
+    """Read a block list: a JSON list of video names, or text with one name per line.
+
+    Raises:
+        AnnotationError: unreadable, or JSON that is not a list of names.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".json":
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise AnnotationError(
+                "The list of videos cannot be read.", [Defect(str(path), "", str(error))]
+            ) from None
+        return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    names = read_json(path)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise AnnotationError(
+            "The file is not a list of videos.",
+            [Defect(str(path), "$", shown(names))],
+            'Write ["video1", "video2"], or a text file with one name per line.',
+        )
+    return tuple(dict.fromkeys(names))

@@ -45,8 +45,8 @@ def counted_text(score: DetectionScore, blocked_because: Mapping[str, str]) -> l
     ]
     if score.foreign:
         lines.append(
-            f"{count_text(len(score.foreign), 'video')} not in the subset, their detections count as "
-            f"false positives{_names(score.foreign)}"
+            f"{count_text(len(score.foreign), 'video')} not in the subset, their detections count "
+            f"as false positives{_names(score.foreign)}"
         )
     if score.unknown_labels:
         fate = "left out"
@@ -56,8 +56,8 @@ def counted_text(score: DetectionScore, blocked_because: Mapping[str, str]) -> l
         lines.append(f"detections of labels without ground truth {fate}{_names(listed)}")
     if score.tied_scores:
         lines.append(
-            f"warning: {count_text(score.tied_scores, 'detection')} with equal scores; the later row "
-            "is taken first, other evaluators may order them otherwise"
+            f"warning: {count_text(score.tied_scores, 'detection')} with equal scores; the later "
+            "row is taken first, other evaluators may order them otherwise"
         )
     return lines
 
