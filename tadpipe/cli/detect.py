@@ -69,7 +69,7 @@ def detect(
         min_score=min_score,
         top_k=top_k,
         weights=first(weights, project.weights),
-        store=first(store, project.store),
+        store=store or project.store,
         device=first(device, project.device) or "auto",
         dry_run=dry_run,
         progress=terminal_progress(as_json),

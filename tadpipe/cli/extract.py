@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -10,6 +11,7 @@ from tadpipe.cli.options import (
     device_option,
     dry_run_option,
     emit,
+    first,
     seed_option,
     shared_options,
     terminal_progress,
@@ -21,8 +23,18 @@ from tadpipe.cli.options import (
 @click.option("--backbone", default=None, help="A name of `tadpipe list backbones`.")
 @click.option("--weights", default=None, help="Checkpoint file, or random.  [default: download]")
 @click.option("--store", type=click.Path(path_type=Path), default=None, help=".zarr or .h5 store.")
-@click.option("--stride", type=int, default=None, help="Frames between snippets.  [default: 4]")
-@click.option("--clip-len", type=int, default=None, help="Frames per snippet.  [the backbone's]")
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Frames between snippets.  [default: 4]",
+)
+@click.option(
+    "--clip-len",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Frames per snippet.  [the backbone's]",
+)
 @click.option(
     "--frame-interval", type=int, default=1, show_default=True, help="Take each n-th frame."
 )
@@ -81,19 +93,19 @@ def extract(
     stride: int | None,
     clip_len: int | None,
     frame_interval: int,
-    anchor: str,
+    anchor: Literal["start", "centre", "cell"],
     fps: float | None,
     pixels: str | None,
     dataset: str | None,
     annotations: Path | None,
     device: str | None,
-    dtype: str,
+    dtype: Literal["fp32", "bf16", "fp16"],
     batch: int | None,
     compile_model: bool,
-    feature_dtype: str,
-    decoder: str,
+    feature_dtype: Literal["float16", "float32"],
+    decoder: Literal["pyav", "decord"],
     decode_timeout: float,
-    on_truncated: str,
+    on_truncated: Literal["skip", "keep"],
     shard: str | None,
     seed: int,
     dry_run: bool,
@@ -113,16 +125,16 @@ def extract(
         videos or [Path(str(project.need("videos", "VIDEOS (files or folders)")))],
         store=store or project.store,
         backbone=backbone or str(project.need("backbone", "--backbone")),
-        weights=weights or project.weights,
+        weights=first(weights, project.weights),
         stride=stride or project.stride or 4,
         clip_len=clip_len,
         frame_interval=frame_interval,
         anchor=anchor,
         fps=fps,
         pixels=pixels,
-        dataset=dataset or project.dataset,
-        annotations=annotations or project.annotations,
-        device=device or project.device,
+        dataset=first(dataset, project.dataset),
+        annotations=first(annotations, project.annotations),
+        device=first(device, project.device) or "auto",
         dtype=dtype,
         batch=batch,
         compile=compile_model,

@@ -70,7 +70,7 @@ def verify(
 
     report = store_report.verify(_path(path), deep=deep, drop_damaged=drop_damaged)
     emit(as_json, report, store_report.verify_text(report))
-    context.exit(1 if report["findings"] else 0)
+    context.exit(1 if report["damaged"] and not report["dropped"] else 0)
 
 
 @store.command()

@@ -15,8 +15,8 @@ from pathlib import Path
 from tadpipe.errors import ConfigError
 
 SUFFIXES = frozenset(
-    [".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"]
-    + [".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"]
+    {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
+    | {".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
 
 

@@ -1,0 +1,172 @@
+"""From your own videos to action segments: extract as the model was trained, detect, write.
+
+The recipe a run carries says which backbone, weights, clips and stride its features need; what
+the store already holds of them is reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tadpipe.annotations import Detection, Detections
+from tadpipe.backbones import BACKBONES
+from tadpipe.backbones.loading import load_backbone
+from tadpipe.backbones.protocol import Backbone
+from tadpipe.datasets.sources import FeatureSource
+from tadpipe.detection_files import check_suffix, write_detections
+from tadpipe.errors import CheckpointError, ConfigError
+from tadpipe.pipeline.detect import detect_on_source
+from tadpipe.pipeline.device import resolve_device
+from tadpipe.pipeline.extract import extract_features
+from tadpipe.pipeline.extract_report import ExtractReport
+from tadpipe.pipeline.known_weights import find_weights, remember_weights
+from tadpipe.pipeline.progress import SILENT, Progress
+from tadpipe.pipeline.recipe import load_detector
+from tadpipe.pipeline.video_files import find_videos, printable
+from tadpipe.store.feature_store import FeatureStore
+from tadpipe.store.metadata import FeatureSpec
+
+SHOWN = 5  # detections per video in the text
+
+
+@dataclass
+class DetectReport:
+    """What was found in which video, and what became of the extraction before."""
+
+    extraction: list[ExtractReport]  # one per kind of features
+    detections: Detections = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        return max(report.exit_code for report in self.extraction)
+
+    def text(self) -> str:
+        """The best detections of each video, the files written, and how extraction went."""
+        lines = []
+        for name, found in self.detections.items():
+            lines.append(f"{printable(name)}: {len(found)} detections")
+            lines += [
+                f"  {d.start_sec:8.2f} - {d.end_sec:8.2f} s  {d.label}  {d.score:.3f}"
+                for d in found[:SHOWN]
+            ]
+            if len(found) > SHOWN:
+                lines.append(f"  ... {len(found) - SHOWN} more")
+        lines += [f"wrote {path}" for path in self.files]
+        lines += [report.text() for report in self.extraction]
+        return "\n".join(lines)
+
+    def to_mapping(self) -> dict[str, Any]:
+        return {
+            "detections": {
+                name: [
+                    {"segment": [d.start_sec, d.end_sec], "label": d.label, "score": d.score}
+                    for d in found
+                ]
+                for name, found in self.detections.items()
+            },
+            "files": [str(path) for path in self.files],
+            "extraction": [report.to_mapping() for report in self.extraction],
+        }
+
+
+def detect(
+    videos: Sequence[Path | str],
+    *,
+    model: Path | str,
+    out: Sequence[Path | str] = (),
+    min_score: float = 0.0,
+    top_k: int | None = None,
+    weights: str | Path | None = None,
+    store: Path | str = "store/features.zarr",
+    device: str = "auto",
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> DetectReport:
+    """Find actions in videos with a trained model.
+
+    Args:
+        videos: files and folders.
+        model: run folder of `train_detector`.
+        out: files to write; the suffix says the format: .json, .csv, .srt, .vtt.
+        min_score: leave out detections below.
+        top_k: keep at most so many per video, the best.
+        weights: file of the backbone's weights; default where they were when the features were
+            extracted, else the named download. Their SHA-256 must be the one trained on.
+        store: feature cache; made if missing.
+    Raises:
+        CheckpointError: no trained run, or other backbone weights than it was trained on.
+        ConfigError: the run was trained on features that were not extracted by tadpipe.
+    """
+    device = resolve_device(device)
+    files = find_videos([Path(video) for video in videos])
+    for path in out:
+        check_suffix(path, len(files))
+    trained = load_detector(model, device=device)
+    report = DetectReport([])
+    for spec in trained.recipe.features:
+        backbone = _load_backbone(spec, weights, device, str(model))
+        report.extraction.append(
+            extract_features(
+                files,
+                backbone,
+                spec,
+                store=store,
+                device=device,
+                dry_run=dry_run,
+                progress=progress,
+            )
+        )
+    if dry_run:
+        return report
+    opened = FeatureStore.open(store)
+    tables = [opened.table(fid=spec.fid) for spec in trained.recipe.features]
+    source = FeatureSource(tables)
+    failed = {v.name for each in report.extraction for v in each.videos if v.status == "failed"}
+    names = {file.name: file.name for file in files if file.name not in failed}
+    rows = opened.videos(tables[0].fid)
+    found = detect_on_source(
+        trained.model,
+        source,
+        names,
+        trained.recipe,
+        durations_sec={name: rows[name].duration_sec for name in names},
+        progress=progress,
+    )
+    report.detections = {name: _best(each, min_score, top_k) for name, each in found.items()}
+    for path in map(Path, out):
+        write_detections(path, report.detections)
+        report.files.append(path)
+    return report
+
+
+def _best(found: list[Detection], min_score: float, top_k: int | None) -> list[Detection]:
+    return [detection for detection in found if detection.score >= min_score][:top_k]
+
+
+def _load_backbone(
+    spec: FeatureSpec, weights: str | Path | None, device: str, run: str
+) -> Backbone:
+    """The backbone a recipe names, with exactly its weights and pixels."""
+    if spec.backbone not in BACKBONES or spec.representation != "snippet" or spec.adapter_sha256:
+        raise ConfigError(
+            "The features this model was trained on cannot be extracted here.",
+            f"{run}: {spec.backbone}, {spec.representation} features",
+            "Evaluate it on stored features with train-detector and evaluate instead.",
+        )
+    place = weights if weights is not None else find_weights(spec.weights_sha256)
+    backbone = load_backbone(spec.backbone, place, device=device, dtype=spec.compute_dtype)
+    if backbone.weights_sha256 != spec.weights_sha256:
+        raise CheckpointError(
+            "These are not the backbone weights the model was trained on.",
+            f"{place or 'the named download'}: SHA-256 {backbone.weights_sha256[:12]}...;  "
+            f"{run}: {spec.weights_sha256[:12]}...",
+            "Name the right file with --weights.",
+        )
+    if isinstance(place, Path):
+        remember_weights(spec.weights_sha256, place)
+    backbone.pixels = spec.pixels
+    return backbone

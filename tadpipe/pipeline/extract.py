@@ -1,0 +1,372 @@
+"""Videos into a feature store: every frame decoded once, every clip through the backbone once.
+
+Decoding runs in its own process, pixels are prepared once per frame, clips are cut from a ring
+buffer (`pipeline/clip_batches.py`), batches are filled across videos. A video that cannot be used
+becomes a typed ledger row and the run goes on; a finished video survives any kill.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from tadpipe.annotations import load_annotations
+from tadpipe.backbones.loading import load_backbone
+from tadpipe.backbones.pixels import PIXEL_RECIPES
+from tadpipe.backbones.protocol import Backbone
+from tadpipe.config import PixelRecipe
+from tadpipe.datasets import DATASETS
+from tadpipe.datasets.spec import DatasetSpec
+from tadpipe.errors import ConfigError, VideoError, VideoReason
+from tadpipe.pipeline.clip_batches import ClipBatches, VideoRows
+from tadpipe.pipeline.device import resolve_device
+from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
+from tadpipe.pipeline.known_weights import remember_weights
+from tadpipe.pipeline.progress import SILENT, Progress
+from tadpipe.pipeline.video_files import VideoFile, find_videos, printable, shard
+from tadpipe.registry import nearest, resolve
+from tadpipe.store.content import ContentIndex
+from tadpipe.store.feature_store import FeatureStore
+from tadpipe.store.ledger import LedgerRow
+from tadpipe.store.metadata import FeatureSpec
+from tadpipe.store.writer import StoreWriter
+from tadpipe.video.process import DecodeProcess
+from tadpipe.video.snippets import SnippetPlan
+
+
+def extract(
+    videos: Sequence[Path | str],
+    *,
+    store: Path | str,
+    backbone: str,
+    weights: str | Path | None = None,
+    stride: int = 4,
+    clip_len: int | None = None,
+    frame_interval: int = 1,
+    anchor: Literal["start", "centre", "cell"] = "start",
+    fps: float | None = None,
+    pixels: str | PixelRecipe | None = None,
+    dataset: str | None = None,
+    annotations: Path | str | None = None,
+    device: str = "auto",
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    batch: int | None = None,
+    compile: bool = False,
+    feature_dtype: Literal["float16", "float32"] = "float16",
+    decoder: Literal["pyav", "decord"] = "pyav",
+    decode_timeout_sec: float = 60.0,
+    on_truncated: Literal["skip", "keep"] = "skip",
+    shard_of: tuple[int, int] | None = None,
+    seed: int = 0,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> ExtractReport:
+    """Extract the features of videos into a store; what the store has is not done again.
+
+    Args:
+        videos: files and folders.
+        store: a .zarr folder or .h5 file; made if missing.
+        backbone: a name of `tadpipe list backbones`.
+        weights: a checkpoint file, "random", or None for the named download.
+        stride: frames between the starts of neighbouring snippets.
+        clip_len: frames of a snippet; default the backbone's.
+        frame_interval: take every n-th frame of a snippet.
+        anchor: where snippets sit, see docs/concepts.md.
+        fps: resample to this rate by presentation times first; None keeps the file's frames.
+        pixels: a named recipe or one of your own; None takes the backbone's.
+        dataset: whose annotations these are: names its file prefix and the labels it drops.
+        annotations: kept in the store, so that training needs only the store.
+        dtype: arithmetic of the backbone.
+        batch: clips per forward pass; default 4 on the CPU and 32 on a GPU.
+        feature_dtype: how rows are stored.
+        on_truncated: "skip" a file that ends early, or "keep" what can be decoded.
+        shard_of: (i, n) takes every n-th video from the i-th on.
+        seed: of random weights.
+    Returns:
+        What became of each video; `exit_code` is 3 when some failed.
+    Raises:
+        ConfigError: a wrong option. AnnotationError: defects in the annotations.
+        CheckpointError: weights that do not fit. StoreError: the store cannot be read or written.
+    """
+    files = find_videos([Path(video) for video in videos])
+    if shard_of is not None:
+        files = shard(files, *shard_of)
+    annotated = _read_annotations(annotations, dataset)
+    device = resolve_device(device)
+    model = load_backbone(backbone, weights, device=device, dtype=dtype, compile=compile, seed=seed)
+    if weights is not None and weights != "random":
+        remember_weights(model.weights_sha256, Path(weights))
+    if pixels is not None:
+        model.pixels = _recipe(pixels, model.pixels.size)
+    spec = FeatureSpec(
+        backbone=backbone,
+        weights_sha256=model.weights_sha256,
+        channels=model.out_channels,
+        clip_len=clip_len or model.clip_len,
+        stride=stride,
+        pixels=model.pixels,
+        frame_interval=frame_interval,
+        anchor=anchor,
+        edges="drop-tail" if anchor == "start" else "repeat-edge",
+        truncated=on_truncated,
+        fps=fps,
+        compute_dtype=dtype,
+        stored_dtype=feature_dtype,
+    )
+    report = extract_features(
+        files,
+        model,
+        spec,
+        store=store,
+        annotations=annotated.raw,
+        device=device,
+        batch=batch,
+        pad=compile,
+        decoder=decoder,
+        decode_timeout_sec=decode_timeout_sec,
+        dry_run=dry_run,
+        progress=progress,
+    )
+    report.annotated_without_video = annotated.without(files)
+    return report
+
+
+def extract_features(
+    files: Sequence[VideoFile],
+    model: Backbone,
+    spec: FeatureSpec,
+    *,
+    store: Path | str,
+    annotations: bytes | None = None,
+    device: str = "cpu",
+    batch: int | None = None,
+    pad: bool = False,
+    decoder: Literal["pyav", "decord"] = "pyav",
+    decode_timeout_sec: float = 60.0,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> ExtractReport:
+    """Extract features of a stated spec with a backbone that is loaded already; see `extract`.
+
+    Args:
+        model: on `device`; its weights, pixels and channels are those of the spec.
+        pad: fill the last batch, for a compiled backbone with fixed shapes.
+    """
+    started = time.monotonic()
+    report = ExtractReport(Path(store), spec.fid, dry_run)
+    with DecodeProcess(decoder=decoder, timeout_sec=decode_timeout_sec) as process:
+        batches = ClipBatches(
+            model,
+            SnippetPlan(spec.anchor, spec.clip_len, spec.frame_interval, spec.stride),
+            process,
+            device=device,
+            batch=batch or (4 if device == "cpu" else 32),
+            pad=pad,
+            fps=spec.fps,
+            keep_truncated=spec.truncated == "keep",
+        )
+        if dry_run:
+            _plan_only(report, files, spec, batches)
+        else:
+            opened = FeatureStore.create(report.store)
+            if annotations is not None:
+                opened.set_annotations(annotations)
+            with opened.writer(spec) as writer:
+                _Run(report, opened, writer, batches, progress).over(files)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+class _Run:
+    """One pass over the videos: skip what is there, extract the rest, write and record all."""
+
+    def __init__(
+        self,
+        report: ExtractReport,
+        store: FeatureStore,
+        writer: StoreWriter,
+        batches: ClipBatches,
+        progress: Progress,
+    ) -> None:
+        self.report = report
+        self.store = store
+        self.writer = writer
+        self.batches = batches
+        self.progress = progress
+        self.content = ContentIndex(report.store)
+        self.copies: dict[str, list[str]] = {}  # content in flight -> other names of it
+        self.started = time.monotonic()
+
+    def over(self, files: Sequence[VideoFile]) -> None:
+        self.progress.begin("extract", len(files), "video")
+        try:
+            for video in self.batches.run(self._new(files)):
+                self._finish(video)
+        finally:
+            self.progress.end()
+
+    def _new(self, files: Sequence[VideoFile]) -> Iterator[VideoRows]:
+        """The videos that have to be decoded; the others are recorded on the way."""
+        for file in files:
+            try:
+                sha256 = _content(self.content, file.path)
+            except VideoError as error:
+                self._failed(file.name, "", error, 0, 0.0)
+                continue
+            if self.store.has_content(self.report.fid, sha256):
+                self._reused(file.name, sha256)
+            elif sha256 in self.copies:
+                self.copies[sha256].append(file.name)
+            else:
+                self.copies[sha256] = []
+                yield VideoRows(file, sha256)
+
+    def _finish(self, video: VideoRows) -> None:
+        copies = self.copies.pop(video.content_sha256)
+        name, sha256 = video.file.name, video.content_sha256
+        if video.error is not None:
+            for each in (name, *copies):
+                decoded = video.frames_decoded if each == name else 0
+                self._failed(each, sha256, video.error, decoded, video.seconds)
+            return
+        assert video.probe is not None
+        features = video.features()
+        grid, rate = self.batches.plan.grid(video.probe), video.probe.fps
+        self.writer.add(
+            name,
+            sha256,
+            features,
+            self.batches.plan.row_times(video.probe),
+            t0=grid.t0_sec,
+            dt=None if rate is None else self.batches.plan.stride / rate,
+            fps=rate,
+            frames=video.probe.frames,
+            duration_sec=video.probe.duration_sec,
+            truncated=video.truncated,
+        )
+        outcome = VideoOutcome(
+            name,
+            "done",
+            rows=len(features),
+            frames_decoded=video.frames_decoded,
+            seconds=video.seconds,
+            bytes=features.size * (2 if self.writer.spec.stored_dtype == "float16" else 4),
+        )
+        self._record(outcome, sha256)
+        for copy in copies:
+            self._reused(copy, sha256)
+
+    def _reused(self, name: str, sha256: str) -> None:
+        """Already in the store, under this name or another."""
+        names = self.store.videos(self.report.fid)
+        is_copy = not (name in names and names.content_of(name) == sha256)
+        self.writer.alias(name, sha256)
+        reason = VideoReason.DUPLICATE_CONTENT.value if is_copy else ""
+        message = "the same content is stored under another name" if is_copy else ""
+        self._record(VideoOutcome(name, "reused", reason, message), sha256)
+
+    def _failed(
+        self, name: str, sha256: str, error: VideoError, frames_decoded: int, seconds: float
+    ) -> None:
+        message = f"{error.what} {error.where}".strip()
+        self._record(
+            VideoOutcome(name, "failed", error.reason.value, message, 0, frames_decoded, seconds),
+            sha256,
+        )
+
+    def _record(self, outcome: VideoOutcome, sha256: str) -> None:
+        self.writer.record(
+            LedgerRow(
+                name=outcome.name,
+                status=outcome.status,
+                reason=outcome.reason,
+                message=outcome.message,
+                content_sha256=sha256,
+                seconds=outcome.seconds,
+                frames_decoded=outcome.frames_decoded,
+                bytes=outcome.bytes,
+            )
+        )
+        self.report.videos.append(outcome)
+        rate = self.report.total("rows") / max(time.monotonic() - self.started, 1e-9)
+        self.progress.advance(note=f"{rate:.0f} snippets/s")
+
+
+def _plan_only(
+    report: ExtractReport, files: Sequence[VideoFile], spec: FeatureSpec, batches: ClipBatches
+) -> None:
+    """What a run would do: probes and hashes, decodes and writes nothing."""
+    store = FeatureStore.open(report.store) if report.store.exists() else None
+    content = ContentIndex(report.store, remember=False)
+    seen: set[str] = set()
+    for file in files:
+        try:
+            sha256 = _content(content, file.path)
+            if sha256 in seen or (store is not None and store.has_content(spec.fid, sha256)):
+                report.videos.append(VideoOutcome(file.name, "reused"))
+                continue
+            seen.add(sha256)
+            frames = batches.decoder.probe(file.path).frames
+        except VideoError as error:
+            message = f"{error.what} {error.where}".strip()
+            report.videos.append(VideoOutcome(file.name, "failed", error.reason.value, message))
+            continue
+        rows = batches.plan.rows(frames)
+        width = spec.channels * (2 if spec.stored_dtype == "float16" else 4)
+        report.videos.append(
+            VideoOutcome(file.name, "done", rows=rows, frames_decoded=frames, bytes=rows * width)
+        )
+
+
+def _content(index: ContentIndex, path: Path) -> str:
+    """SHA-256 of a video's bytes, or why it cannot be read."""
+    try:
+        return index.sha256(path)
+    except OSError as error:
+        reason = VideoReason.NOT_FOUND
+        if isinstance(error, PermissionError):
+            reason = VideoReason.PERMISSION
+        raise VideoError(
+            reason, "The file cannot be read.", f"{printable(path)}: {error.strerror}"
+        ) from None
+
+
+class _Annotated(NamedTuple):
+    """The annotation file as it is, and the videos it names."""
+
+    raw: bytes | None = None
+    names: tuple[str, ...] = ()
+    prefix: str = ""  # of video files, absent in the annotations
+
+    def without(self, files: Sequence[VideoFile]) -> list[str]:
+        """The annotated videos that none of the files is."""
+        there = {file.name for file in files} | {
+            file.name.removeprefix(self.prefix) for file in files
+        }
+        return [name for name in self.names if name not in there]
+
+
+def _read_annotations(annotations: Path | str | None, dataset: str | None) -> _Annotated:
+    """Check the annotation file before anything is extracted for it."""
+    spec: DatasetSpec | None = None if dataset is None else resolve("dataset", DATASETS, dataset)
+    if annotations is None:
+        return _Annotated()
+    path = Path(annotations)
+    drop = () if spec is None else spec.dropped_labels
+    names = tuple(load_annotations(path, drop_labels=drop).videos)
+    return _Annotated(path.read_bytes(), names, "" if spec is None else spec.feature_prefix)
+
+
+def _recipe(pixels: str | PixelRecipe, size: int) -> PixelRecipe:
+    """A pixel recipe by name, at the picture size of the backbone."""
+    if isinstance(pixels, PixelRecipe):
+        return pixels
+    if pixels not in PIXEL_RECIPES:
+        raise ConfigError(
+            f"Unknown pixel recipe '{pixels}'.",
+            todo=f"Known: {', '.join(nearest(pixels, PIXEL_RECIPES) or PIXEL_RECIPES)}.",
+        )
+    return replace(PIXEL_RECIPES[pixels], size=size)
