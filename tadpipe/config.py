@@ -35,7 +35,9 @@ class PixelRecipe:
         "squash"  # straight to size x size, or keep the aspect
     )
     resize_short_side: int = 0  # for "short-side": length before the centre crop; 0 = size
-    interpolation: Literal["float-bilinear", "uint8-bilinear"] = "float-bilinear"
+    interpolation: Literal["float-bilinear", "uint8-bilinear", "antialias-bilinear"] = (
+        "float-bilinear"
+    )
     mean: tuple[float, ...] = ()  # per channel, on the 0..1 scale; () = no normalisation
     std: tuple[float, ...] = ()
     colour: Literal["rgb", "bgr"] = "rgb"

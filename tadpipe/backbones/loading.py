@@ -6,6 +6,7 @@ weights: they must be asked for by name.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -125,9 +126,8 @@ def require_compiler(device: torch.device) -> None:
     Raises:
         ConfigError: torch.compile does not work here.
     """
-    trifle = torch.compile(lambda x: x * 2 + 1, dynamic=False)
     try:
-        trifle(torch.ones(8, device=device))
+        torch.compile(lambda x: x * 2 + 1, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # inductor wraps whatever its compiler raised
         reason = str(error).strip().splitlines()
         raise ConfigError(
@@ -151,7 +151,7 @@ def _from_file(name: str, builder: Callable[..., Backbone], checkpoint: Checkpoi
     where = str(checkpoint.path)
     pixels: PixelRecipe | None = None
     if checkpoint.metadata.get("format") == FORMAT:
-        arguments, pixels = _own_metadata(name, checkpoint)
+        arguments, pixels = _own_metadata(name, builder, checkpoint)
         remapped = RemappedState("tadpipe", checkpoint.state, arguments)
     else:
         remap = import_module(BACKBONES[name].partition(":")[0]).remap_official_keys
@@ -172,7 +172,9 @@ def _from_file(name: str, builder: Callable[..., Backbone], checkpoint: Checkpoi
     return backbone
 
 
-def _own_metadata(name: str, checkpoint: Checkpoint) -> tuple[dict[str, Any], PixelRecipe]:
+def _own_metadata(
+    name: str, builder: Callable[..., Backbone], checkpoint: Checkpoint
+) -> tuple[dict[str, Any], PixelRecipe]:
     """Builder arguments and pixel recipe of a file written by `save_backbone`."""
     saved = checkpoint.metadata.get("backbone", "")
     if saved != name:
@@ -184,10 +186,17 @@ def _own_metadata(name: str, checkpoint: Checkpoint) -> tuple[dict[str, Any], Pi
     try:
         arguments = json.loads(checkpoint.metadata["arguments"])
         recipe = json.loads(checkpoint.metadata["pixels"])
-    except (KeyError, json.JSONDecodeError) as error:
+        strange = sorted(set(arguments) - set(inspect.signature(builder).parameters))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise CheckpointError(
             "The file's description is damaged.", f"{checkpoint.path}: {error}", "Write it again."
         ) from None
+    if strange:
+        raise CheckpointError(
+            f"{name} cannot be built with the file's arguments.",
+            f"{checkpoint.path}: {', '.join(strange)}",
+            "The file was written by another version of tadpipe; write it again.",
+        )
     return arguments, build(PixelRecipe, recipe, f"{checkpoint.path}: pixels")
 
 

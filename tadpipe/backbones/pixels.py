@@ -39,11 +39,11 @@ PIXEL_RECIPES = {
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     ),
-    # Hugging Face's image processor with its class defaults
+    # Hugging Face's image processor with its class defaults (it widens the filter when shrinking)
     "huggingface": PixelRecipe(
         size=224,
         resize="short-side",
-        interpolation="float-bilinear",
+        interpolation="antialias-bilinear",
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     ),
@@ -74,7 +74,8 @@ def prepare(frames: Tensor, recipe: PixelRecipe, device: str | torch.device) -> 
         full_scale = 255.0
     else:
         planes = frames.permute(0, 3, 1, 2).contiguous().float() / 255.0  # [T, 3, H, W]
-        pixels = centre_crop(resize_float(planes, size), recipe.size)
+        antialias = recipe.interpolation == "antialias-bilinear"
+        pixels = centre_crop(resize_float(planes, size, antialias=antialias), recipe.size)
         full_scale = 1.0
     if recipe.mean:
         mean = torch.tensor(recipe.mean, dtype=torch.float64, device=device) * full_scale
@@ -99,9 +100,15 @@ def centre_crop(pixels: Tensor, side: int) -> Tensor:
     return pixels[..., top : top + side, left : left + side]
 
 
-def resize_float(planes: Tensor, size: tuple[int, int]) -> Tensor:
-    """float32 [T, C, H, W] -> [T, C, h, w], bilinear between pixel centres, no antialias."""
-    return nnf.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+def resize_float(planes: Tensor, size: tuple[int, int], *, antialias: bool) -> Tensor:
+    """float32 [T, C, H, W] -> [T, C, h, w], bilinear between pixel centres.
+
+    Args:
+        antialias: whether the filter widens with the factor by which a picture shrinks.
+    """
+    return nnf.interpolate(
+        planes, size=size, mode="bilinear", align_corners=False, antialias=antialias
+    )
 
 
 def resize_uint8(frames: Tensor, size: tuple[int, int]) -> Tensor:
