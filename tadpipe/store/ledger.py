@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from tadpipe.store.durable import append_line
 
 logger = logging.getLogger(__name__)
 
@@ -35,20 +36,14 @@ class LedgerRow:
 
 def append(folder: Path, writer_id: str, fid: str, row: LedgerRow) -> None:
     """Add a line to the writer's file; a name that is not Unicode text is escaped by JSON."""
-    line = json.dumps({"fid": fid, **asdict(row)}) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / f"{writer_id}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.write(handle, line.encode())
-    finally:
-        os.close(handle)
+    append_line(folder / f"{writer_id}.jsonl", json.dumps({"fid": fid, **asdict(row)}))
 
 
 def read(folder: Path) -> Iterator[tuple[str, LedgerRow]]:
     """(fid, row) of every attempt, oldest first."""
     found: list[tuple[str, LedgerRow]] = []
     for path in sorted(folder.glob("*.jsonl")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
             try:
                 values: dict[str, Any] = json.loads(line)
                 found.append((values.pop("fid"), LedgerRow(**values)))

@@ -1,0 +1,401 @@
+"""FeatureStore: features by video and stride, from a Zarr folder or an HDF5 file.
+
+Shapes: T rows of a video, C channels. A view reads only the rows asked for.
+Names are aliases of content (SHA-256 of the video file); a spec (`fid`) is everything that decides
+the numbers. What several specs could answer is asked back, never guessed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tadpipe.errors import ConfigError, StoreError
+from tadpipe.registry import nearest
+from tadpipe.store.backend import Backend, PartRows
+from tadpipe.store.catalogue import Catalogue
+from tadpipe.store.cleanup import GcReport, drop_rows, forget_name
+from tadpipe.store.cleanup import gc as collect_garbage
+from tadpipe.store.durable import writing
+from tadpipe.store.metadata import FeatureSpec, VideoRow
+from tadpipe.store.summary import StoreInfo, StoreStatus, store_info, store_status
+from tadpipe.store.verify import Finding
+from tadpipe.store.writer import StoreWriter
+from tadpipe.store.zarr_folder import ZarrFolder
+from tadpipe.timeline import SnippetGrid
+
+HDF5_SUFFIXES = (".h5", ".hdf5")
+Array = np.ndarray[Any, Any]
+
+
+class FeatureView:
+    """One video's features [T, C], read as they are asked for.
+
+    Args:
+        factor: every factor-th stored row is a row of the view.
+    """
+
+    def __init__(self, rows: PartRows, spec: FeatureSpec, row: VideoRow, factor: int) -> None:
+        self.spec = spec
+        self.row = row
+        self._rows = rows
+        self._factor = factor
+        self.shape = (-(-row.rows // factor), spec.channels)
+        self.dtype = np.dtype(spec.stored_dtype)
+        self.ndim = 2
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Array:
+        if isinstance(key, slice):
+            start, stop, step = key.indices(self.shape[0])
+            if step > 0:
+                return self._read(start, stop, step)
+        elif isinstance(key, (int, np.integer)):
+            index = range(self.shape[0])[int(key)]  # negative ones count from the end
+            row: Array = self._read(index, index + 1, 1)[0]
+            return row
+        picked: Array = np.asarray(self)[key]
+        return picked
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("stored features are read into new memory; copy=False cannot be")
+        rows = self._read(0, self.shape[0], 1)
+        return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def __repr__(self) -> str:
+        return f"<FeatureView {self.row.name!r} {self.shape} {self.dtype}>"
+
+    def _read(self, start: int, stop: int, step: int) -> Array:
+        if start >= stop:
+            return np.empty((0, self.spec.channels), self.dtype)
+        first, factor = self.row.first_row, self._factor
+        last = first + (stop - 1) * factor + 1
+        return self._rows.read(first + start * factor, last, step * factor)
+
+    @property
+    def times(self) -> Array:
+        """Centre times of the rows, float64 [T], seconds."""
+        first = self.row.first_row
+        return self._rows.times(first, first + self.row.rows)[:: self._factor].copy()
+
+    @property
+    def grid(self) -> SnippetGrid:
+        """The time axis of the rows."""
+        row, spec = self.row, self.spec
+        times = None
+        if row.dt is None:
+            stored = self._rows.times(row.first_row, row.first_row + row.rows)
+            times = tuple(stored.tolist())
+            dt = (times[-1] - times[0]) / (row.rows - 1) if row.rows > 1 else 0.0
+            dt = dt if dt > 0 else spec.stride_frames * row.duration_sec / max(row.frames, 1)
+        else:
+            dt = float(row.dt)
+        grid = SnippetGrid(
+            row.rows,
+            stride_frames=spec.stride_frames,
+            span_frames=spec.span_frames,
+            offset_frames=row.offset_frames,
+            t0_sec=row.t0,
+            dt_sec=dt,
+            row_times_sec=times,
+        )
+        return grid if self._factor == 1 else grid.subsampled(self._factor)
+
+
+class StoredFeatures:
+    """The features of one spec at one stride: what a detector trains on."""
+
+    def __init__(self, store: FeatureStore, fid: str, stride: int) -> None:
+        self.store = store
+        self.fid = fid
+        self.spec = store.spec(fid)
+        self.stride = stride
+        self.channels = self.spec.channels
+
+    def names(self) -> Sequence[str]:
+        return list(self.store.videos(self.fid))
+
+    def open(self, name: str) -> FeatureView:
+        return self.store.features(name, fid=self.fid, stride=self.stride)
+
+
+class FeatureStore:
+    """A store on disk, opened; see the functions `open` and `create`."""
+
+    def __init__(self, backend: Backend, writable: bool) -> None:
+        self.path = backend.path
+        self.backend = backend
+        self.writable = writable
+        self._specs: dict[str, FeatureSpec] | None = None
+        self._catalogues: dict[str, Catalogue] = {}
+        self._parts: dict[tuple[str, str], PartRows] = {}
+        self._spooled: dict[str, set[str]] = {}  # content that this store's writers hold
+
+    @classmethod
+    def open(cls, path: str | Path, mode: Literal["r", "a"] = "r") -> FeatureStore:
+        """Open a store that is there.
+
+        Raises:
+            StoreError: nothing there, not a store, or of a later format.
+        """
+        path = Path(path)
+        if not path.exists():
+            beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            near = nearest(path.name, [name for name in beside if not name.startswith(".")])
+            hint = f"Did you mean {path.parent / near[0]}? " if near else ""
+            raise StoreError(
+                "The feature store does not exist.",
+                str(path),
+                f"{hint}tadpipe extract --store {path} makes it.",
+            )
+        if path.is_dir():
+            return cls(ZarrFolder(path), mode == "a")
+        from tadpipe.store.hdf5 import Hdf5File  # h5py takes 0.2 s to import
+
+        return cls(Hdf5File(path), mode == "a")
+
+    @classmethod
+    def create(cls, path: str | Path, exist_ok: bool = True) -> FeatureStore:
+        """Make a store, HDF5 where the name ends in .h5 or .hdf5, and open it for writing."""
+        path = Path(path)
+        if path.exists() and not exist_ok:
+            raise StoreError("There is something at this path already.", str(path))
+        if path.is_dir() and any(path.iterdir()) and not (path / "zarr.json").exists():
+            raise StoreError(
+                "This folder is not empty and not a feature store.", str(path), "Name another path."
+            )
+        if path.is_file() or path.suffix.lower() in HDF5_SUFFIXES:
+            if not path.exists():
+                from tadpipe.store.hdf5 import Hdf5File
+
+                Hdf5File.create(path)
+        elif not (path / "zarr.json").exists():
+            ZarrFolder.create(path)
+        return cls.open(path, "a")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FeatureStore.open, (self.path, "a" if self.writable else "r")
+
+    def refresh(self) -> None:
+        """See what other writers committed since."""
+        self._specs = None
+        self._catalogues.clear()
+        self._parts.clear()
+
+    # What is there
+
+    def specs(self) -> dict[str, FeatureSpec]:
+        """fid -> spec."""
+        if self._specs is None:
+            self._specs = self.backend.specs()
+        return dict(self._specs)
+
+    def spec(self, fid: str) -> FeatureSpec:
+        specs = self.specs()
+        if fid not in specs:
+            raise StoreError(
+                f"No features under the id '{fid}'.", self._listing(specs), "Check --features."
+            )
+        return specs[fid]
+
+    def videos(self, fid: str) -> Catalogue:
+        """Name -> VideoRow, in the order in which the names appeared."""
+        if fid not in self._catalogues:
+            self._catalogues[fid] = Catalogue(self.backend.commits(fid))
+        return self._catalogues[fid]
+
+    def has_content(self, fid: str, sha256: str) -> bool:
+        """Whether the video file with this hash is stored, or finished and about to be."""
+        return sha256 in self._spooled.get(fid, ()) or self.videos(fid).has_content(sha256)
+
+    def select(
+        self, *, backbone: str | None = None, stride: int | None = None, fid: str | None = None
+    ) -> str:
+        """The one spec that answers a request.
+
+        A stored stride serves its multiples. Where specs differ in nothing but the stride, an
+        exact one is taken before a multiple, and the coarsest that serves before finer ones.
+
+        Raises:
+            StoreError: nothing stored answers it; the message lists what there is.
+            ConfigError: several do; the message says how to choose.
+        """
+        if fid is not None:
+            spec = self.spec(fid)
+            if backbone not in (None, spec.backbone) or not spec.serves(stride or spec.stride):
+                raise self._nothing(backbone, stride, {fid: spec})
+            return fid
+        specs = {key: spec for key, spec in self.specs().items() if len(self.videos(key))}
+        fitting = {
+            key: spec
+            for key, spec in specs.items()
+            if backbone in (None, spec.backbone) and (stride is None or spec.serves(stride))
+        }
+        if not fitting:
+            raise self._nothing(backbone, stride, specs)
+        if stride is not None:
+            others = [{**spec.to_mapping(), "stride": 0} for spec in fitting.values()]
+            if all(other == others[0] for other in others):
+                return max(fitting, key=lambda key: fitting[key].stride)
+        if len(fitting) > 1:
+            raise ConfigError(
+                "The store holds several kinds of features.",
+                self._listing(fitting),
+                "Choose with --backbone and --stride.",
+            )
+        return next(iter(fitting))
+
+    # Reading
+
+    def features(
+        self,
+        name: str,
+        *,
+        backbone: str | None = None,
+        stride: int | None = None,
+        fid: str | None = None,
+    ) -> FeatureView:
+        """The features of a video; see `select` for the rest.
+
+        Raises:
+            StoreError: no such video (the message has the nearest names), or damaged.
+        """
+        fid = self.select(backbone=backbone, stride=stride, fid=fid)
+        videos, spec = self.videos(fid), self.spec(fid)
+        if name not in videos:
+            near = nearest(name, videos)
+            raise StoreError(
+                f"No video {name!r} in the store.",
+                f"{self.path}: {len(videos)} videos of {spec.backbone}, stride {spec.stride}",
+                f"Nearest names: {', '.join(map(repr, near))}."
+                if near
+                else "See tadpipe store ls.",
+            )
+        row = videos[name]
+        if (fid, row.part) not in self._parts:
+            self._parts[fid, row.part] = self.backend.open_part(fid, row.part)
+        factor = 1 if stride is None else stride // spec.stride
+        return FeatureView(self._parts[fid, row.part], spec, row, factor)
+
+    def __getitem__(self, name: str) -> FeatureView:
+        return self.features(name)
+
+    def table(
+        self, *, backbone: str | None = None, stride: int | None = None, fid: str | None = None
+    ) -> StoredFeatures:
+        """All videos of one spec at one stride; see `select`."""
+        fid = self.select(backbone=backbone, stride=stride, fid=fid)
+        return StoredFeatures(self, fid, self.spec(fid).stride if stride is None else stride)
+
+    def annotations(self) -> bytes | None:
+        """The annotations kept with the features, as they were given."""
+        kept = self.backend.annotations()
+        if kept is None:
+            return None
+        raw, sha256 = kept
+        if hashlib.sha256(raw).hexdigest() != sha256:
+            raise StoreError(
+                "The store's copy of the annotations is damaged.",
+                str(self.path),
+                "Give --annotations again.",
+            )
+        return raw
+
+    def annotations_sha256(self) -> str | None:
+        """SHA-256 of the annotations, None without any."""
+        kept = self.backend.annotations()
+        return None if kept is None else kept[1]
+
+    # Writing
+
+    def writer(
+        self, spec: FeatureSpec, writer_id: str | None = None, part_rows: int = 32_768
+    ) -> StoreWriter:
+        """A context in which videos are added; see `StoreWriter`."""
+        self.need_writable()
+        return StoreWriter(self, spec, writer_id=writer_id, part_rows=part_rows)
+
+    def set_annotations(self, raw: bytes) -> None:
+        """Keep a copy of the annotations."""
+        self.need_writable()
+        with writing(self.path), self.backend.exclusive():
+            self.backend.set_annotations(raw, hashlib.sha256(raw).hexdigest())
+
+    def delete(self, fid: str, name: str) -> None:
+        """Forget a name; the rows too when it was their last."""
+        self.need_writable()
+        forget_name(self, fid, name)
+
+    def drop_damaged(self, findings: Sequence[Finding]) -> list[str]:
+        """Forget the damaged rows that `verify` found, so that extract makes exactly those again.
+
+        Returns:
+            The names that are not present any more.
+        """
+        self.need_writable()
+        return drop_rows(self, findings)
+
+    def gc(self, dry_run: bool = False) -> GcReport:
+        """Remove what nothing refers to, and pack what killed writers had finished."""
+        if not dry_run:
+            self.need_writable()
+        return collect_garbage(self, dry_run)
+
+    def note_spooled(self, fid: str, sha256: str) -> None:
+        """Let `has_content` know that a writer of this store holds a finished video."""
+        self._spooled.setdefault(fid, set()).add(sha256)
+
+    def note_committed(self, fid: str, contents: Sequence[str] = ()) -> None:
+        """Look at the commits again, after a change of this store's own (these left the spool)."""
+        self._spooled.get(fid, set()).difference_update(contents)
+        self._specs = None
+        self._catalogues.pop(fid, None)
+
+    def need_writable(self) -> None:
+        if not self.writable:
+            raise StoreError(
+                "The store was opened for reading.", str(self.path), 'Open it with mode="a".'
+            )
+
+    # Reports
+
+    def info(self) -> StoreInfo:
+        return store_info(self)
+
+    def status(self) -> StoreStatus:
+        return store_status(self)
+
+    def _nothing(
+        self, backbone: str | None, stride: int | None, specs: Mapping[str, FeatureSpec]
+    ) -> StoreError:
+        asked = [
+            text
+            for text in (backbone, None if stride is None else f"stride {stride} frames")
+            if text is not None
+        ]
+        if not specs:
+            return StoreError(
+                "The store holds no features.",
+                str(self.path),
+                f"Run tadpipe extract --store {self.path} first.",
+            )
+        return StoreError(
+            f"No features of {', '.join(asked)} in the store.",
+            self._listing(specs),
+            "Ask for one of these, or run tadpipe extract with the settings you need.",
+        )
+
+    def _listing(self, specs: Mapping[str, FeatureSpec]) -> str:
+        lines = [
+            f"{spec.backbone}, stride {spec.stride} frames, clip {spec.clip_len} frames, "
+            f"{spec.channels} channels: {len(self.videos(key))} videos (id {key})"
+            for key, spec in specs.items()
+        ]
+        return "\n".join([f"{self.path}:", *lines])

@@ -1,0 +1,308 @@
+"""Shards of plain rows: how a part's arrays lie on disk, written and read without a codec.
+
+A part is two Zarr v3 arrays. `features` [R, C] has chunks of 64 rows in shards; without a
+compressor a shard is simply the rows one after the other, then the index that says so. `times` [R]
+is one plain chunk. `ShardedRows` checks that index once per shard and then reads from a memory
+map; arrays that any other tool rewrote (compressed, another order) are read through zarr.
+Spec: Zarr v3 core and its sharding-indexed codec.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tadpipe.errors import StoreError
+from tadpipe.store.spool import SpooledVideo
+
+logger = logging.getLogger(__name__)
+
+CHUNK_ROWS = 64
+SHARD_ROWS = 32_768  # at most; a shard of [32768, 1408] float16 is 92 MB
+_ABSENT = 2**64 - 1
+Array = np.ndarray[Any, Any]
+
+
+def round_up(rows: int, to: int = CHUNK_ROWS) -> int:
+    return -(-rows // to) * to
+
+
+def features_metadata(rows: int, channels: int, dtype: str, shard_rows: int) -> dict[str, Any]:
+    """zarr.json of `features`."""
+    plain = {"name": "bytes", "configuration": {"endian": "little"}}
+    sharding = {
+        "chunk_shape": [CHUNK_ROWS, channels],
+        "codecs": [plain],
+        "index_codecs": [plain, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return _array_metadata(
+        [rows, channels],
+        dtype,
+        [shard_rows, channels],
+        [{"name": "sharding_indexed", "configuration": sharding}],
+    )
+
+
+def times_metadata(rows: int) -> dict[str, Any]:
+    """zarr.json of `times`."""
+    plain = {"name": "bytes", "configuration": {"endian": "little"}}
+    return _array_metadata([rows], "float64", [rows], [plain])
+
+
+def _array_metadata(
+    shape: list[int], dtype: str, chunk_shape: list[int], codecs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": 0.0,
+        "codecs": codecs,
+        "attributes": {},
+        "storage_transformers": [],
+    }
+
+
+def write_part(folder: Path, videos: Sequence[SpooledVideo], shard_rows: int) -> None:
+    """Write both arrays of a part straight from the spool, synced to disk."""
+    rows = sum(video.rows for video in videos)
+    channels, dtype = videos[0].channels, np.dtype(videos[0].dtype)
+    shard_rows = min(shard_rows, round_up(rows))
+    features, times = folder / "features", folder / "times"
+    features.mkdir(parents=True)
+    times.mkdir()
+    metadata = features_metadata(rows, channels, dtype.name, shard_rows)
+    _write_synced(features / "zarr.json", [json.dumps(metadata, indent=2).encode()])
+    _write_synced(times / "zarr.json", [json.dumps(times_metadata(rows), indent=2).encode()])
+    _write_synced(times / "c.0", (video.times().tobytes() for video in videos))
+    row_bytes = channels * dtype.itemsize
+    for shard in range(-(-rows // shard_rows)):
+        start, stop = shard * shard_rows, min((shard + 1) * shard_rows, rows)
+        padding = bytes((round_up(stop - start) - (stop - start)) * row_bytes)
+        index = shard_index(round_up(stop - start), shard_rows, row_bytes)
+        blocks = (block.data.cast("B") for block in _row_blocks(videos, start, stop))
+        _write_synced(features / f"c.{shard}.0", chain(blocks, (padding, index)))
+
+
+def _row_blocks(videos: Sequence[SpooledVideo], start: int, stop: int) -> Iterator[Array]:
+    """The rows `start` to `stop` of the part, in pieces of one video each."""
+    first = 0
+    for video in videos:
+        lower, upper = max(start - first, 0), min(stop - first, video.rows)
+        if lower < upper:
+            yield video.features()[lower:upper]
+        first += video.rows
+
+
+def _write_synced(path: Path, blocks: Iterable[bytes | memoryview]) -> None:
+    with open(path, "wb") as file:
+        for block in blocks:
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@lru_cache(maxsize=64)
+def shard_index(present_rows: int, shard_rows: int, row_bytes: int) -> bytes:
+    """The index of a shard whose chunks lie in row order: (offset, length) each, then CRC-32C."""
+    chunk_bytes = CHUNK_ROWS * row_bytes
+    entries = np.full((shard_rows // CHUNK_ROWS, 2), _ABSENT, dtype="<u8")
+    present = present_rows // CHUNK_ROWS
+    entries[:present, 0] = np.arange(present, dtype="<u8") * chunk_bytes
+    entries[:present, 1] = chunk_bytes
+    raw = entries.tobytes()
+    return raw + crc32c(raw).to_bytes(4, "little")
+
+
+@lru_cache(maxsize=1)
+def _crc32c_table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+def crc32c(raw: bytes) -> int:
+    """CRC-32C (Castagnoli) as the sharding index needs it; a few KB at a time."""
+    table, crc = _crc32c_table(), 0xFFFFFFFF
+    for byte in raw:
+        crc = (crc >> 8) ^ table[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFF
+
+
+class _Rows(Protocol):
+    def __getitem__(self, key: slice) -> Array: ...
+
+
+class ShardedRows:
+    """Reads the arrays of one part; see the head of this file.
+
+    Raises:
+        StoreError: metadata or shards that are missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        metadata = read_metadata(folder / "features")
+        self.shape: tuple[int, int] = tuple(metadata["shape"])
+        self._dtype = str(metadata["data_type"])
+        self._shard_rows = int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
+        expected = features_metadata(*self.shape, self._dtype, self._shard_rows)
+        self._is_plain = _means(metadata) == _means(expected)
+        self._times_plain = _means(read_metadata(folder / "times")) == _means(
+            times_metadata(self.shape[0])
+        )
+        self._shards: dict[int, _Rows] = {}  # shard -> its rows
+        self._through_zarr: _Rows | None = None
+
+    def read(self, start: int, stop: int, step: int) -> Array:
+        """Rows `start`, `start + step`, ... below `stop`, as [n, C] in memory of their own."""
+        if not self._is_plain:
+            return self._zarr_rows(slice(start, stop, step))
+        shard, first = divmod(start, self._shard_rows)
+        if stop <= (shard + 1) * self._shard_rows:
+            return self._read_shard(shard, first, first + stop - start, step)
+        blocks = []
+        while start < stop:
+            shard, first = divmod(start, self._shard_rows)
+            upper = min(stop, (shard + 1) * self._shard_rows)
+            blocks.append(self._read_shard(shard, first, first + upper - start, step))
+            start += round_up(upper - start, step)
+        return np.concatenate(blocks)
+
+    def times(self, start: int, stop: int) -> Array:
+        """Row times [n], seconds."""
+        if self._times_plain:
+            path = self._folder / "times" / "c.0"
+            try:
+                found = np.fromfile(path, "<f8", count=stop - start, offset=start * 8)
+            except OSError as error:
+                raise _damaged(path, error) from None
+            if len(found) == stop - start:
+                return found
+            raise _damaged(path, "too short")
+        times = open_with_zarr(self._folder / "times")
+        return np.asarray(times[start:stop], dtype=np.float64)
+
+    def flaw_of_shard(self, shard: int) -> str:
+        """Why a shard in plain order cannot be read; "" if it can, or if zarr has to tell."""
+        if not self._is_plain:
+            return ""
+        path = self._folder / "features" / f"c.{shard}.0"
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            return f"{path.name}: {error.strerror}"
+        present, index = self._layout(shard)
+        row_bytes = self.shape[1] * np.dtype(self._dtype).itemsize
+        if size != present * row_bytes + len(index):
+            return f"{path.name}: {size} bytes, not {present * row_bytes + len(index)}"
+        with open(path, "rb") as file:
+            file.seek(-len(index), os.SEEK_END)
+            found = file.read()
+        if found != index and crc32c(found[:-4]).to_bytes(4, "little") != found[-4:]:
+            return f"{path.name}: its index is damaged"
+        return ""
+
+    def shard_ranges(self) -> Iterator[tuple[int, int]]:
+        """(first row, stop row) of each shard."""
+        for start in range(0, self.shape[0], self._shard_rows):
+            yield start, min(start + self._shard_rows, self.shape[0])
+
+    def _layout(self, shard: int) -> tuple[int, bytes]:
+        """(rows on disk, padding included; index) of a shard in plain order."""
+        rows = min(self.shape[0] - shard * self._shard_rows, self._shard_rows)
+        row_bytes = self.shape[1] * np.dtype(self._dtype).itemsize
+        return round_up(rows), shard_index(round_up(rows), self._shard_rows, row_bytes)
+
+    def _read_shard(self, shard: int, first: int, stop: int, step: int) -> Array:
+        rows = self._shards.get(shard)
+        if rows is None:
+            rows = self._shards[shard] = self._map_shard(shard)
+        return np.array(rows[first:stop:step])
+
+    def _map_shard(self, shard: int) -> _Rows:
+        path = self._folder / "features" / f"c.{shard}.0"
+        present, index = self._layout(shard)
+        try:
+            raw = np.memmap(path, np.uint8, mode="r")
+        except (OSError, ValueError) as error:  # ValueError: an empty file
+            raise _damaged(path, error) from None
+        rows_bytes = present * self.shape[1] * np.dtype(self._dtype).itemsize
+        if len(raw) == rows_bytes + len(index) and raw[rows_bytes:].tobytes() == index:
+            mapped = raw[:rows_bytes].view(np.dtype(self._dtype).newbyteorder("<"))
+            return mapped.view(np.ndarray).reshape(present, self.shape[1])
+        logger.info("%s: not in plain row order, read through zarr", path)
+        start = shard * self._shard_rows
+        return _Shifted(self._zarr_rows, start)
+
+    def _zarr_rows(self, rows: slice) -> Array:
+        if self._through_zarr is None:
+            self._through_zarr = open_with_zarr(self._folder / "features")
+        try:
+            return np.asarray(self._through_zarr[rows])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _damaged(self._folder / "features", error) from error
+
+
+class _Shifted:
+    """Rows of one shard, read by their place in the whole array."""
+
+    def __init__(self, read: Any, start: int) -> None:
+        self._read = read
+        self._start = start
+
+    def __getitem__(self, key: slice) -> Array:
+        moved = slice(key.start + self._start, key.stop + self._start, key.step)
+        return np.asarray(self._read(moved))
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """zarr.json of an array or group."""
+    path = folder / "zarr.json"
+    try:
+        metadata = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(metadata, dict):
+        raise _damaged(path, "not a mapping")
+    return metadata
+
+
+def open_with_zarr(folder: Path) -> _Rows:
+    """An array through the zarr library, whatever its codecs and order."""
+    import zarr  # 0.3 s to import, and only arrays that others rewrote need it
+
+    try:
+        array = zarr.open_array(str(folder), mode="r")
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(folder, error) from error
+    return array  # type: ignore[return-value]  # zarr's own indexing type is wider
+
+
+def _means(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The part of an array's metadata that decides where its bytes are."""
+    keys = ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs")
+    return {key: metadata.get(key) for key in keys}
+
+
+def _damaged(path: Path, reason: object) -> StoreError:
+    return StoreError(
+        "Part of the feature store is damaged.",
+        f"{path}: {reason}",
+        "Run tadpipe store verify --drop-damaged, then tadpipe extract to make it again.",
+    )

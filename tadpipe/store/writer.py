@@ -1,0 +1,274 @@
+"""The writer: videos are spooled one by one and packed into immutable parts.
+
+`add` returns when the video would survive a kill. A part is packed and committed when enough rows
+are spooled, on `flush` and on leaving the context, also when that is by Ctrl-C. A new writer of
+the same spec first adopts what dead ones had finished; it never touches what the living hold.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import re
+import secrets
+import socket
+import time
+from contextlib import ExitStack
+from fractions import Fraction
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from tadpipe.errors import ConfigError, StoreError
+from tadpipe.store import ledger
+from tadpipe.store.catalogue import Catalogue
+from tadpipe.store.commits import Commit, columns
+from tadpipe.store.durable import writing
+from tadpipe.store.ledger import LedgerRow
+from tadpipe.store.metadata import FeatureSpec
+from tadpipe.store.spool import Spool, SpooledVideo
+
+if TYPE_CHECKING:
+    from tadpipe.store.feature_store import FeatureStore
+
+logger = logging.getLogger(__name__)
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_WRITER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+Array = np.ndarray[Any, Any]
+
+
+class StoreWriter:
+    """Adds videos of one spec to a store; use as a context.
+
+    Args:
+        writer_id: letters, digits, - and _; made up when None.
+        part_rows: rows after which a part is packed.
+    """
+
+    def __init__(
+        self, store: FeatureStore, spec: FeatureSpec, *, writer_id: str | None, part_rows: int
+    ) -> None:
+        self.writer_id = unique_writer_id() if writer_id is None else writer_id
+        if not _WRITER_ID.fullmatch(self.writer_id):
+            raise ConfigError(
+                "A writer's name is made of letters, digits, - and _.", repr(writer_id)
+            )
+        if part_rows < 1:
+            raise ConfigError("A part holds at least one row.", f"part_rows = {part_rows}")
+        self.spec = spec
+        self._store = store
+        self._part_rows = part_rows
+        self._spooled_rows = 0
+        self._aliases: list[tuple[str, str]] = []
+        self._held = ExitStack()
+        self._spool: Spool | None = None
+
+    def __enter__(self) -> StoreWriter:
+        backend, spec = self._store.backend, self.spec
+        with ExitStack() as held:
+            held.enter_context(writing(self._store.path))
+            held.enter_context(backend.exclusive())
+            note = {"spec": spec.to_mapping(), "host": socket.gethostname(), "pid": os.getpid()}
+            spool = Spool(backend.spool_root(spec.fid), self.writer_id, note)
+            held.callback(spool.close)
+            spool.adopt()
+            self._store.note_committed(spec.fid)  # see what others committed since it was opened
+            self._spool = spool
+            self._welcome(spool)
+            self._held = held.pop_all()
+        return self
+
+    def _welcome(self, spool: Spool) -> None:
+        """Count adopted videos as ours, but for those whose part was committed before the kill."""
+        for video in spool.videos():
+            content = video.line["content_sha256"]
+            if self._store.has_content(self.spec.fid, content):
+                self.alias(video.line["name"], content)
+                spool.remove([video])
+            else:
+                self._spooled_rows += video.rows
+                self._store.note_spooled(self.spec.fid, content)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._held:
+            try:
+                self.flush()
+                if self._store.videos(self.spec.fid).commits:
+                    with writing(self._store.path):
+                        self._store.backend.remember_catalogue(self.spec.fid)
+            except StoreError as failure:
+                if error is None:
+                    raise
+                # What ended the block matters more; finished videos wait in the spool.
+                logger.error("%s", failure)
+            finally:
+                self._spool = None
+
+    def add(
+        self,
+        name: str,
+        content_sha256: str,
+        rows: Array,
+        times: Array,
+        *,
+        t0: float,
+        dt: Fraction | None,
+        fps: Fraction | None,
+        frames: int,
+        duration_sec: float,
+        offset_frames: float | None = None,
+        truncated: bool = False,
+    ) -> None:
+        """Add a finished video; content that is stored already only gets the name.
+
+        Args:
+            rows: [n, C], n >= 1.
+            times: [n] centre times in seconds, rising.
+            t0, dt: time of row 0 and seconds between rows; dt None where the rate varies.
+            offset_frames: frame of the centre of row 0, where it is not what the spec says.
+        Raises:
+            StoreError: rows that do not fit the spec or the stored type, or a disk that refuses.
+        """
+        if self._store.has_content(self.spec.fid, content_sha256):
+            self.alias(name, content_sha256)
+            return
+        features, stamps = self._checked(name, content_sha256, rows, times)
+        line = {
+            "name": name,
+            "content_sha256": content_sha256,
+            "rows": len(features),
+            "t0": float(t0),
+            "dt": None if dt is None else str(Fraction(dt)),
+            "clip_len": self.spec.clip_len,
+            "fps": None if fps is None else str(Fraction(fps)),
+            "frames": int(frames),
+            "duration_sec": float(duration_sec),
+            "offset_frames": float(
+                self.spec.offset_frames if offset_frames is None else offset_frames
+            ),
+            "truncated": truncated,
+            "checksum": checksum(features),
+            "times_checksum": checksum(stamps),
+            "nan_count": int(np.isnan(features).sum()),
+        }
+        with writing(self._store.path):
+            self._open_spool().add(line, features, stamps)
+        self._store.note_spooled(self.spec.fid, content_sha256)
+        self._spooled_rows += len(features)
+        if self._spooled_rows >= self._store.backend.rows_worth_packing(
+            self.spec.fid, self._part_rows
+        ):
+            self.flush()
+
+    def alias(self, name: str, content_sha256: str) -> None:
+        """Let `name` mean content that is stored, or was added before.
+
+        Raises:
+            StoreError: no such content.
+        """
+        if not self._store.has_content(self.spec.fid, content_sha256):
+            raise StoreError(
+                "A name can only be given to content that is stored.",
+                f"{name!r} for content {content_sha256}",
+                "Add the features first.",
+            )
+        videos = self._store.videos(self.spec.fid)
+        if not (name in videos and videos.content_of(name) == content_sha256):
+            self._aliases.append((name, content_sha256))
+
+    def record(self, row: LedgerRow) -> None:
+        """Write a line of the ledger."""
+        with writing(self._store.path):
+            ledger.append(self._store.backend.ledger, self.writer_id, self.spec.fid, row)
+
+    def flush(self) -> None:
+        """Pack and commit all that is spooled; it is visible to readers afterwards."""
+        spool = self._open_spool()
+        with writing(self._store.path):
+            videos = spool.videos()
+            if not videos and not self._aliases:
+                return
+            commit = self._commit(videos)
+            self._store.backend.publish(self.spec, commit, videos, spool.folder)
+            self._aliases.clear()
+            spool.remove(videos)
+        self._spooled_rows = 0
+        self._store.note_committed(self.spec.fid, [v.line["content_sha256"] for v in videos])
+
+    def _commit(self, videos: list[SpooledVideo]) -> Commit:
+        lines, first_row = [], 0
+        for video in videos:
+            lines.append({**video.line, "first_row": first_row})
+            first_row += video.rows
+        return Commit(
+            id=commit_id(self.writer_id),
+            created_ns=later_than(self._store.videos(self.spec.fid)),
+            dtype=self.spec.stored_dtype if videos else "",
+            rows=first_row,
+            videos=columns(lines),
+            aliases=list(self._aliases),
+        )
+
+    def _open_spool(self) -> Spool:
+        if self._spool is None:
+            raise StoreError("The writer is closed.", todo="Use it as a context: with store.writer")
+        return self._spool
+
+    def _checked(
+        self, name: str, content_sha256: str, rows: Array, times: Array
+    ) -> tuple[Array, Array]:
+        """Rows and times as they are stored."""
+        where = f"{name!r}: rows {rows.shape}, times {times.shape}"
+        if not _SHA256.fullmatch(content_sha256):
+            raise StoreError("Content is named by 64 hexadecimal digits.", repr(content_sha256))
+        if rows.ndim != 2 or not len(rows) or rows.shape[1] != self.spec.channels:
+            raise StoreError(f"Expected rows [n, {self.spec.channels}], n >= 1.", where)
+        stamps = np.ascontiguousarray(times, dtype="<f8")
+        if stamps.shape != (len(rows),) or not np.isfinite(stamps).all():
+            raise StoreError("Expected one finite time per row.", where)
+        if (np.diff(stamps) < 0).any():
+            raise StoreError("Row times must not fall.", where)
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(rows, dtype=np.dtype(self.spec.stored_dtype))
+        if np.isinf(stored).sum() > np.isinf(rows).sum():
+            raise StoreError(
+                f"Features of {name!r} do not fit into {self.spec.stored_dtype}.",
+                f"largest value {np.nanmax(np.abs(rows[np.isfinite(rows)])):g}",
+                "Extract with --feature-dtype float32.",
+            )
+        return stored, stamps
+
+
+def commit_id(writer_id: str) -> str:
+    """A new name for a commit and its part, from which `writer_of` tells the writer."""
+    return f"{writer_id}.{secrets.token_hex(4)}"
+
+
+def writer_of(part: str) -> str:
+    return part.rpartition(".")[0]
+
+
+def later_than(catalogue: Catalogue) -> int:
+    """Now in ns, but later than every commit in sight, whatever the machines' clocks say."""
+    return max(time.time_ns(), catalogue.latest_ns + 1)
+
+
+def checksum(array: Array) -> str:
+    """xxh3-64 of the raw bytes, hexadecimal."""
+    return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(array).data.cast("B"))
+
+
+def unique_writer_id() -> str:
+    """Time, machine and chance: sorts by age and is never given twice."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
+    host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:20]
+    return f"{now}-{host}-{secrets.token_hex(4)}"

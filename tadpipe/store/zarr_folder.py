@@ -1,0 +1,230 @@
+"""A feature store as a plain Zarr v3 group: any number of writers, no locks.
+
+zarr.json, annotations.json, ledger/<writer>.jsonl
+features/<fid>/zarr.json               the spec in its attributes
+    parts/<part>/{features,times}/     immutable arrays, see shards.py
+    commits/<part>.json                written last; a part exists once its commit does
+    catalogue.jsonl                    the commits end to end, derived, made again when missing
+    spool/<writer>/                    finished videos on their way into a part
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from tadpipe.config import write_atomically
+from tadpipe.errors import ConfigError, StoreError
+from tadpipe.store import shards
+from tadpipe.store.backend import (
+    FORMAT_VERSION,
+    SPEC_KEY,
+    VERSION_KEY,
+    Backend,
+    Flaw,
+    PartRows,
+    check_version,
+    group_attributes,
+)
+from tadpipe.store.commits import Commit, decode, encode
+from tadpipe.store.durable import sync_folder, writing
+from tadpipe.store.metadata import FeatureSpec
+from tadpipe.store.spool import SpooledVideo
+
+logger = logging.getLogger(__name__)
+
+STALE_SEC = 3600.0  # half-written files of this age belong to nobody living
+
+
+class ZarrFolder(Backend):
+    """The Zarr kind of store."""
+
+    def __init__(self, path: Path, part_shard_rows: int = shards.SHARD_ROWS) -> None:
+        self.path = self.work = path
+        self._shard_rows = part_shard_rows
+        version = shards.read_metadata(path).get("attributes", {}).get(VERSION_KEY)
+        check_version(version, path)
+
+    @classmethod
+    def create(cls, path: Path) -> None:
+        """Make an empty store; one that is there stays as it is."""
+        with writing(path):
+            _write_group(path / "features", {})
+            _write_group(path, {VERSION_KEY: FORMAT_VERSION})
+
+    def specs(self) -> dict[str, FeatureSpec]:
+        found = {}
+        for path in sorted((self.path / "features").glob("*/zarr.json")):
+            attributes = shards.read_metadata(path.parent).get("attributes", {})
+            try:
+                spec = FeatureSpec.from_mapping(attributes[SPEC_KEY], str(path))
+            except (ConfigError, KeyError, TypeError) as error:
+                raise StoreError(
+                    "The description of these features is damaged.", f"{path}: {error}"
+                ) from None
+            found[path.parent.name] = spec
+        return found
+
+    def commit_ids(self, fid: str) -> list[str]:
+        try:
+            with os.scandir(self._commits(fid)) as entries:
+                names = [entry.name for entry in entries]
+        except FileNotFoundError:
+            return []
+        return [name[:-5] for name in names if name.endswith(".json") and name[0] != "."]
+
+    def read_commit(self, fid: str, commit_id: str) -> Commit:
+        path = self._commits(fid) / f"{commit_id}.json"
+        try:
+            return decode(path.read_bytes(), str(path))
+        except OSError as error:
+            raise StoreError("A commit cannot be read.", f"{path}: {error.strerror}") from error
+
+    def commits(self, fid: str) -> Iterator[Commit]:
+        wanted = set(self.commit_ids(fid))
+        for commit in self._remembered(fid):
+            if commit.id in wanted:
+                wanted.remove(commit.id)
+                yield commit
+        for commit_id in sorted(wanted):
+            try:
+                yield self.read_commit(fid, commit_id)
+            except StoreError as error:
+                logger.warning("%s Its videos count as not present.", error)
+
+    def _remembered(self, fid: str) -> Iterator[Commit]:
+        path = self._catalogue(fid)
+        try:
+            lines = path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield decode(line, f"{path}:{number}")
+            except StoreError as error:  # derived: the commit itself is read instead
+                logger.warning("%s", error)
+
+    def remember_catalogue(self, fid: str) -> None:
+        lines = [encode(commit) for commit in self.commits(fid)]
+        if lines:
+            write_atomically(self._catalogue(fid), b"".join(lines))
+
+    def open_part(self, fid: str, part: str) -> PartRows:
+        return shards.ShardedRows(self._part(fid, part))
+
+    def check_part(self, fid: str, commit: Commit) -> list[Flaw]:
+        try:
+            rows = shards.ShardedRows(self._part(fid, commit.id))
+            if rows.shape[0] != commit.rows:
+                raise StoreError(f"{rows.shape[0]} rows, but the commit says {commit.rows}.")
+            rows.times(0, commit.rows)
+        except StoreError as error:
+            return [Flaw(0, commit.rows, f"{error.what} {error.where}".strip())]
+        flaws = []
+        for shard, (first, stop) in enumerate(rows.shard_ranges()):
+            message = rows.flaw_of_shard(shard)
+            if message:
+                flaws.append(Flaw(first, stop, message))
+        return flaws
+
+    def spool_root(self, fid: str) -> Path:
+        return self.path / "features" / fid / "spool"
+
+    def spooled_fids(self) -> list[str]:
+        return sorted(path.parent.name for path in (self.path / "features").glob("*/spool"))
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        return nullcontext()  # writers never meet: each has files of its own
+
+    def publish(
+        self,
+        spec: FeatureSpec,
+        commit: Commit,
+        videos: Sequence[SpooledVideo],
+        folder: Path,
+    ) -> None:
+        home = self.path / "features" / spec.fid
+        for group in (home / "parts", home):
+            _write_group(group, group_attributes(spec) if group == home else {})
+        if videos:
+            building = folder / "building"
+            if building.exists():  # of this writer, interrupted
+                shutil.rmtree(building)
+            shards.write_part(building, videos, self._shard_rows)
+            _write_group(building, {})
+            os.rename(building, self._part(spec.fid, commit.id))
+            sync_folder(home / "parts")
+        write_atomically(self._commits(spec.fid) / f"{commit.id}.json", encode(commit))
+        sync_folder(self._commits(spec.fid))
+
+    def rows_worth_packing(self, fid: str, part_rows: int) -> int:
+        return part_rows
+
+    def unreferenced_parts(self, fid: str) -> list[str]:
+        # Parts first: one committed between the two looks must not be taken for an orphan.
+        parts = [path.parent.name for path in (self._part(fid, "")).glob("*/zarr.json")]
+        known = set(self.commit_ids(fid))
+        return sorted(part for part in parts if part not in known)
+
+    def remove(self, fid: str, parts: Sequence[str], commits: Sequence[str]) -> int:
+        freed = 0
+        for commit_id in commits:
+            (self._commits(fid) / f"{commit_id}.json").unlink(missing_ok=True)
+        for part in parts:
+            folder = self._part(fid, part)
+            freed += folder_bytes(folder)
+            if folder.exists():
+                shutil.rmtree(folder)
+        for path in (self.path / "features" / fid).rglob(".*"):
+            if path.is_file() and time.time() - path.stat().st_mtime > STALE_SEC:
+                freed += path.stat().st_size
+                path.unlink(missing_ok=True)
+        return freed
+
+    def annotations(self) -> tuple[bytes, str] | None:
+        path = self.path / "annotations.json"
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        return raw, hashlib.sha256(raw).hexdigest()
+
+    def set_annotations(self, raw: bytes, sha256: str) -> None:
+        write_atomically(self.path / "annotations.json", raw)
+
+    def bytes_on_disk(self) -> int:
+        return folder_bytes(self.path)
+
+    def _part(self, fid: str, part: str) -> Path:
+        return self.path / "features" / fid / "parts" / part
+
+    def _commits(self, fid: str) -> Path:
+        return self.path / "features" / fid / "commits"
+
+    def _catalogue(self, fid: str) -> Path:
+        return self.path / "features" / fid / "catalogue.jsonl"
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            total += os.lstat(os.path.join(parent, name)).st_size
+    return total
+
+
+def _write_group(folder: Path, attributes: Mapping[str, Any]) -> None:
+    """Make a folder a Zarr group; one that is stays as it is."""
+    if (folder / "zarr.json").exists():
+        return
+    document = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+    write_atomically(folder / "zarr.json", json.dumps(document, indent=2))
