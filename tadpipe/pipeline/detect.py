@@ -46,9 +46,8 @@ def detect_on_features(
         duration_sec: detections are clipped to [0, duration]; without it, to the end of the
             last snippet.
     """
-    window_len = recipe.model["window_len"]
-    grid = fitted_grid(sequence.grid, recipe.windows, window_len)
-    feats = fitted_features(sequence, recipe.windows, window_len)  # [C, T]
+    grid = fitted_grid(sequence.grid, recipe.windows, recipe.window_len)
+    feats = fitted_features(sequence, recipe.windows, recipe.window_len)  # [C, T]
     kept = batched_nms(candidates(model, feats, recipe.windows.overlap), recipe.nms)
     end_sec = _end_sec(grid) if duration_sec is None else duration_sec
     return _in_seconds(kept, grid, recipe.labels, end_sec)

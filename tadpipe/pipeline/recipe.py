@@ -59,6 +59,11 @@ class Recipe:
         """Label -> class number."""
         return {label: number for number, label in enumerate(self.labels)}
 
+    @property
+    def window_len(self) -> int:
+        """Grid steps of a training window."""
+        return int(self.model["window_len"])
+
     def to_mapping(self) -> dict[str, Any]:
         """JSON-ready, with the `fid` of each feature spec beside it."""
         return {**to_mapping(self), "fids": [spec.fid for spec in self.features]}
@@ -133,7 +138,7 @@ def load_detector(run: str | Path, *, device: str = "cpu", weights: str = "ema")
         raise CheckpointError(
             "The run has no trained model yet.",
             str(path),
-            f"Finish it: tadpipe train-detector --out {run} --resume",
+            "Repeat its train-detector command with --resume.",
         )
     model = recipe.make_model()
     load_strictly(model, load_weights(path), str(path))
