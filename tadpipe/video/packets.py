@@ -32,7 +32,7 @@ from tadpipe.video.key_frames import is_instant_refresh
 PathLike = str | os.PathLike[str]
 Tick = Callable[[], None]  # called now and then, so that a watchdog sees progress
 
-# What PyAV raises on damaged files, besides FFmpeg's own errors.
+# What PyAV raises on damaged files, besides FFmpeg's own errors; a MemoryError is not meant.
 AV_ERRORS = (av.error.FFmpegError, ValueError, LookupError, ArithmeticError, RuntimeError, OSError)
 NO_STAMP = -(1 << 63)
 KEY, HIDDEN, CORRUPT = 1, 2, 4  # flags of a packet
@@ -153,6 +153,8 @@ def open_video(path: PathLike) -> Iterator[tuple[InputContainer, VideoStream]]:
             metadata_errors="replace",
             container_options={"protocol_whitelist": "file"},
         )
+    except MemoryError:
+        raise
     except AV_ERRORS as error:
         what = "This is not a video file."
         if not has_index(path):
@@ -294,6 +296,8 @@ def _read_packets(
                 first = _try_decode(packet)
             if len(log.flags) % TICK_PACKETS == 0:
                 tick()
+    except MemoryError:
+        raise
     except AV_ERRORS:
         log.broken_off = True
     if first is None and log.flags:
@@ -305,6 +309,8 @@ def _try_decode(packet: Packet | None, stream: VideoStream | None = None) -> Vid
     """The first picture that comes out of a packet, or out of the decoder's delay."""
     try:
         frames = packet.decode() if packet is not None else stream.decode(None) if stream else []
+    except MemoryError:
+        raise
     except AV_ERRORS:  # the pass counts; the decoding pass reports what cannot be decoded
         return None
     return next((frame for frame in frames if isinstance(frame, VideoFrame)), None)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from av.container import InputContainer
@@ -35,6 +35,7 @@ from tadpipe.video.packets import (
 __all__ = ["FrameStream", "VideoProbe", "frames_at", "open_frames", "probe"]
 
 Decoder = Literal["pyav", "decord"]
+DECODERS: tuple[Decoder, ...] = get_args(Decoder)
 SMALL_PIXELS = 640 * 480  # up to this size one thread decodes faster than anything consumes
 MOST_THREADS = 4
 DECORD_MOST_BYTES = 1 << 30  # decord may hold a whole decoded video
@@ -77,7 +78,7 @@ class FrameStream(Iterator[np.ndarray]):
             "decord": lambda: _decord_frames(path, scan, self.probe),
         }
         if decoder not in sources:
-            raise ConfigError(f"Unknown decoder '{decoder}'.", todo="Known: decord, pyav.")
+            raise _unknown(decoder)
         self._frames = sources[decoder]()
         self.delivered = 0
 
@@ -130,12 +131,16 @@ def frames_at(
             batch: np.ndarray = reader.get_batch(wanted.tolist()).asnumpy()
         return batch
     if decoder != "pyav":
-        raise ConfigError(f"Unknown decoder '{decoder}'.", todo="Known: decord, pyav.")
+        raise _unknown(decoder)
     unique, positions = np.unique(wanted, return_inverse=True)
     found = _seek_frames(path, scan, unique.tolist()) if scan.in_order else None
     if found is None:  # no usable time stamps to seek by: decode from the start
         found = _walk_frames(path, scan, unique.tolist())
     return np.stack(found)[positions]
+
+
+def _unknown(decoder: str) -> ConfigError:
+    return ConfigError(f"Unknown decoder '{decoder}'.", todo=f"Known: {', '.join(DECODERS)}.")
 
 
 def decode_threads(width: int, height: int) -> int:
@@ -201,6 +206,8 @@ def _decoded(
                 packets_read += 1
             if packet.size and packets_read > scan.skip_packets:
                 frames = packet.decode()
+        except MemoryError:
+            raise
         except AV_ERRORS as error:
             failure = error
         for frame in frames:
@@ -209,6 +216,8 @@ def _decoded(
                 yield frame
     try:  # what the decoder still holds back
         frames = stream.codec_context.decode(None)
+    except MemoryError:
+        raise
     except AV_ERRORS as error:
         frames, failure = [], failure or error
     for frame in frames:
@@ -252,35 +261,43 @@ def _walk_frames(path: PathLike, scan: PacketScan, wanted: list[int]) -> list[np
 def _seek_frames(path: PathLike, scan: PacketScan, wanted: list[int]) -> list[np.ndarray] | None:
     """Frames with sorted, distinct indices, going to the key frame before each run of them.
 
-    None if the container's seeking or the time stamps turn out not to be exact.
+    None if seeking or the time stamps turn out not to be exact; a walk from the start then tells.
     """
     targets = [scan.ticks[index] for index in wanted]
     found: list[np.ndarray] = []
     upright = _Upright(scan)
     with open_video(path) as (container, stream):
         stream.codec_context.thread_count = decode_threads(scan.width, scan.height)
-        while len(found) < len(targets):
-            key_tick = _key_before(scan, targets[len(found)])
-            container.seek(key_tick, stream=stream)
-            before = len(found)
-            last_tick: int | None = None
-            for frame in container.decode(stream):
-                target = targets[len(found)]
-                if frame.pts is None or frame.pts > target:
-                    return None  # landed behind the target, or the picture is missing
-                if last_tick is not None and frame.pts <= last_tick:
+        try:
+            while len(found) < len(targets):
+                container.seek(_key_before(scan, targets[len(found)]), stream=stream)
+                run = _take_run(container.decode(stream), scan, targets[len(found) :])
+                if not run:
                     return None
-                last_tick = frame.pts
-                if frame.pts == target:
-                    found.append(upright(frame))
-                    if len(found) == len(targets):
-                        break
-                    # A later key frame on the way to the next target is a short cut.
-                    if _key_before(scan, targets[len(found)]) > frame.pts:
-                        break
-            if len(found) == before:
-                return None
+                found += map(upright, run)
+        except MemoryError:
+            raise
+        except AV_ERRORS:
+            return None
     return found
+
+
+def _take_run(
+    frames: Iterator[VideoFrame], scan: PacketScan, targets: list[int]
+) -> list[VideoFrame]:
+    """The first of the targets, up to where a seek would be shorter; none if one is missing."""
+    taken: list[VideoFrame] = []
+    last_tick = scan.first_tick - 1
+    for frame in frames:
+        target = targets[len(taken)]
+        if frame.pts is None or frame.pts > target or frame.pts <= last_tick:
+            return []
+        last_tick = frame.pts
+        if frame.pts == target:
+            taken.append(frame)
+            if len(taken) == len(targets) or _key_before(scan, targets[len(taken)]) > frame.pts:
+                return taken
+    return []
 
 
 def _key_before(scan: PacketScan, tick: int) -> int:

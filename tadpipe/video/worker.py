@@ -1,0 +1,151 @@
+"""The decoder's side of `DecodeProcess`: runs in its own process, without torch.
+
+It takes one command at a time from standard input, writes frames into the slots of a shared ring
+and names them on standard output. It ends when its input ends or its parent is gone.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import sys
+import threading
+from typing import NamedTuple, NoReturn
+
+import av.logging
+import numpy as np
+
+from tadpipe.errors import TadpipeError, VideoError, VideoReason
+from tadpipe.video.messages import LineChannel, Message, error_to_json, probe_to_json
+from tadpipe.video.packets import PacketScan, scan_packets, shown
+from tadpipe.video.reader import FrameStream, open_frames
+
+PARENT_CHECK_SEC = 1.0
+
+
+class _Stopped(Exception):
+    """The owner gave up the current video."""
+
+
+class _FileState(NamedTuple):
+    """What tells that a path still names the same bytes."""
+
+    path: str
+    size: int
+    modified_ns: int
+
+
+class Worker:
+    """Answers `probe` and `frames` commands; keeps the packet pass of the last file."""
+
+    def __init__(self, channel: LineChannel, ring_fd: int) -> None:
+        self.channel = channel
+        self.ring_fd = ring_fd
+        self._last_scan: tuple[_FileState, PacketScan] | None = None
+
+    def run(self) -> None:
+        self.channel.send({"ready": os.getpid()})
+        while True:
+            command = self.channel.receive(None)
+            assert command is not None
+            if "do" not in command:  # slots freed after the last frame of a video
+                continue
+            try:
+                self._answer(command)
+            except _Stopped:
+                self.channel.send({"stopped": True})
+            except MemoryError:
+                error = VideoError(
+                    VideoReason.OUT_OF_MEMORY,
+                    "There is not enough memory to decode this video.",
+                    shown(command["path"]),
+                )
+                self.channel.send({"error": error_to_json(error)})
+            except TadpipeError as error:
+                self.channel.send({"error": error_to_json(error)})
+
+    def _answer(self, command: Message) -> None:
+        if command["do"] == "probe":
+            self.channel.send({"probe": probe_to_json(self._scan(command["path"]).probe())})
+        elif command["do"] == "frames":
+            path = command["path"]
+            stream = open_frames(path, command["decoder"], scan=self._scan(path))
+            try:
+                self._deliver(stream)
+            finally:
+                stream.close()
+
+    def _scan(self, path: str) -> PacketScan:
+        try:
+            status = os.stat(path)
+            state = _FileState(path, status.st_size, status.st_mtime_ns)
+        except (OSError, ValueError):
+            return scan_packets(path)  # says what is wrong
+        if self._last_scan is None or self._last_scan[0] != state:
+            scan = scan_packets(path, lambda: self.channel.send({"alive": True}))
+            self._last_scan = (state, scan)
+        return self._last_scan[1]
+
+    def _deliver(self, stream: FrameStream) -> None:
+        """Write frames [H, W, 3] into free slots until the video ends."""
+        height, width = stream.probe.height, stream.probe.width
+        self.channel.send({"start": [height, width, 3]})
+        answer = self._receive()
+        slots, slot_bytes = answer["slots"], height * width * 3
+        memory = mmap.mmap(self.ring_fd, slots * slot_bytes)  # unmapped with its last array
+        ring = np.frombuffer(memory, dtype=np.uint8).reshape(slots, height, width, 3)
+        failure: TadpipeError | None = None
+        try:
+            self._fill(stream, ring)
+        except TadpipeError as error:
+            failure = error
+        probe = stream.delivered_probe() if stream.delivered else stream.probe
+        self.channel.send(
+            {
+                "end": error_to_json(failure) if failure else None,
+                "delivered": probe_to_json(probe) if probe is not stream.probe else None,
+            }
+        )
+
+    def _fill(self, stream: FrameStream, ring: np.ndarray) -> None:
+        free = list(range(len(ring)))
+        for frame in stream:
+            while not free or self.channel.has_line:
+                free += self._receive()["free"]
+            slot = free.pop()
+            ring[slot] = frame
+            self.channel.send({"frame": slot})
+
+    def _receive(self) -> Message:
+        message = self.channel.receive(None)
+        assert message is not None
+        if "stop" in message:
+            raise _Stopped
+        return message
+
+
+def main() -> NoReturn:
+    """Serve the parent until it closes the pipe; arguments: its process id, the ring's descriptor.
+
+    Whatever native code prints goes to standard error: standard output belongs to the messages.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    parent, ring_fd = int(sys.argv[1]), int(sys.argv[2])
+    output_fd = os.dup(1)
+    os.dup2(2, 1)
+    av.logging.set_level(None)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    try:
+        Worker(LineChannel(0, output_fd), ring_fd).run()
+    except (EOFError, BrokenPipeError):  # the parent is done
+        os._exit(0)
+    raise AssertionError("the worker serves until its pipe closes")
+
+
+def _leave_with(parent: int) -> None:
+    """End this process, even in the middle of a decoder's call, when its parent is gone."""
+    never = threading.Event()
+    while os.getppid() == parent:
+        never.wait(PARENT_CHECK_SEC)
+    os._exit(1)
