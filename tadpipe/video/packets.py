@@ -147,8 +147,21 @@ def open_video(path: PathLike) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     check_readable(path)
     try:
+        with _open_container(path) as container:
+            yield container, _video_stream(container, path)
+    except MemoryError as error:
+        raise VideoError(
+            VideoReason.OUT_OF_MEMORY,
+            "There is not enough memory to decode this video.",
+            f"{shown(path)}: {plain_message(error)}",
+            "A damaged file may ask for any amount of memory.",
+        ) from error
+
+
+def _open_container(path: PathLike) -> InputContainer:
+    try:
         # "file:" keeps names such as "a:b.mp4" from being read as a protocol.
-        container = av.open(
+        return av.open(
             "file:" + os.fspath(path),
             metadata_errors="replace",
             container_options={"protocol_whitelist": "file"},
@@ -162,18 +175,15 @@ def open_video(path: PathLike) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise VideoError(
             VideoReason.NOT_A_VIDEO, what, f"{shown(path)}: {plain_message(error)}"
         ) from error
-    with container:
-        yield container, _video_stream(container, path)
 
 
 def check_readable(path: PathLike) -> None:
     """Raise the typed error of a file that cannot be read at all."""
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise VideoError(VideoReason.NOT_A_VIDEO, "This is not a regular file.", shown(path))
-        with open(path, "rb"):
-            pass
+        if stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
+            with open(path, "rb"):
+                pass
     except PermissionError as error:
         raise VideoError(
             VideoReason.PERMISSION,
@@ -186,6 +196,8 @@ def check_readable(path: PathLike) -> None:
         raise VideoError(
             VideoReason.NOT_FOUND, "The file cannot be opened.", f"{shown(path)}: {reason}"
         ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError(VideoReason.NOT_A_VIDEO, "This is not a regular file.", shown(path))
     if status.st_size == 0:
         raise VideoError(VideoReason.NOT_A_VIDEO, "The file is empty.", shown(path))
 

@@ -16,9 +16,9 @@ from typing import NamedTuple, NoReturn
 import av.logging
 import numpy as np
 
-from tadpipe.errors import TadpipeError, VideoError, VideoReason
+from tadpipe.errors import TadpipeError
 from tadpipe.video.messages import LineChannel, Message, error_to_json, probe_to_json
-from tadpipe.video.packets import PacketScan, scan_packets, shown
+from tadpipe.video.packets import PacketScan, scan_packets
 from tadpipe.video.reader import FrameStream, open_frames
 
 PARENT_CHECK_SEC = 1.0
@@ -55,13 +55,6 @@ class Worker:
                 self._answer(command)
             except _Stopped:
                 self.channel.send({"stopped": True})
-            except MemoryError:
-                error = VideoError(
-                    VideoReason.OUT_OF_MEMORY,
-                    "There is not enough memory to decode this video.",
-                    shown(command["path"]),
-                )
-                self.channel.send({"error": error_to_json(error)})
             except TadpipeError as error:
                 self.channel.send({"error": error_to_json(error)})
 
