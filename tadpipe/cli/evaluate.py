@@ -17,7 +17,7 @@ PROTOCOLS = ("opentad", "activitynet", "actionformer", "epic")
     "--annotations",
     type=click.Path(path_type=Path),
     default=None,
-    help="ActivityNet-style JSON, or the CSV of EPIC-Kitchens-100.",
+    help="ActivityNet-style JSON, or the CSV of EPIC-Kitchens-100.  [the run's, the project's]",
 )
 @click.option("--dataset", default=None, help="A name of `tadpipe list datasets`.")
 @click.option("--subset", default=None, help="Subset to score.  [the data set's test subset]")
@@ -79,17 +79,21 @@ def evaluate(
 ) -> None:
     """Score DETECTIONS (a results JSON or a run folder): mAP at every tIoU, and recall.
 
+    A run folder knows its annotations, data set and test subset.
+
     Example: tadpipe evaluate detections.json --annotations thumos14.json --dataset thumos14
     """
     from tadpipe.pipeline.evaluate import evaluate as run
+    from tadpipe.pipeline.evaluate import run_settings
     from tadpipe.project import Project
 
-    project = Project.find()
+    if annotations is None and run_settings(detections).annotations is None:
+        project = Project.find()
+        annotations, dataset = project.annotations, first(dataset, project.dataset)
     result = run(
         detections,
-        annotations=first(annotations, project.annotations),
-        # The project's data set belongs to the project's annotations.
-        dataset=dataset or (project.dataset if annotations is None else None),
+        annotations=annotations,
+        dataset=dataset,
         subset=subset,
         protocol=protocol,
         tious=tious or None,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tadpipe.annotations import (
     Annotations,
@@ -130,7 +130,8 @@ def evaluate(
     Args:
         detections: results JSON, a run folder that holds `detections.json`, or the detections.
         annotations: ActivityNet-style JSON, or the CSV of EPIC-Kitchens-100, whose submission
-            JSON is scored in verbs, nouns and actions.
+            JSON is scored in verbs, nouns and actions.  Default: what the run was trained with,
+            and then its data set and test subset, too.
         dataset: a name of `tadpipe list datasets`: its test subset, thresholds, protocol, dropped
             labels and block list are used where nothing else is given.
         subset: needed when the annotations have several and no data set is named.
@@ -145,14 +146,18 @@ def evaluate(
         AnnotationError: files with defects, a subset that does not exist, no ground truth.
         ConfigError: no annotations, an unknown name, a threshold out of range.
     """
-    spec: DatasetSpec | None = None
-    if dataset is not None:
-        spec = resolve("dataset", DATASETS, dataset)
+    if annotations is None:
+        run = run_settings(detections)
+        annotations, dataset = run.annotations, dataset or run.dataset
+        subset = subset or run.subset
     if annotations is None:
         raise ConfigError(
             "No annotations to score against.",
             todo="Give --annotations, or set `annotations` in tadpipe.toml.",
         )
+    spec: DatasetSpec | None = None
+    if dataset is not None:
+        spec = resolve("dataset", DATASETS, dataset)
     left_out = load_video_list(blocked) if isinstance(blocked, (str, Path)) else blocked
     if isinstance(annotations, (str, Path)) and Path(annotations).suffix.lower() == ".csv":
         rules = _rules(protocol, "epic")
@@ -166,6 +171,35 @@ def evaluate(
     if out is not None:
         write_atomically(Path(out), json.dumps(result.to_mapping(), indent=1) + "\n")
     return result
+
+
+class RunSettings(NamedTuple):
+    """What a run folder says about the annotations it was trained with."""
+
+    annotations: str | Path | None = None
+    dataset: str | None = None
+    subset: str | None = None
+
+
+def run_settings(detections: str | Path | Detections) -> RunSettings:
+    """The annotations, data set and test subset of a run folder; nothing for anything else.
+
+    Raises:
+        ConfigError: the run's config.json cannot be read.
+    """
+    if not isinstance(detections, (str, Path)):
+        return RunSettings()
+    path = Path(detections) / "config.json"
+    if not path.is_file():
+        return RunSettings()
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        annotations, subset = Path(config["annotations"]), config["subsets"]["test"]
+        dataset = config["dataset"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError("The run's configuration cannot be read.", f"{path}: {error}") from None
+    # A run trained with the store's own copy of the annotations names no file.
+    return RunSettings(annotations, dataset, subset) if annotations.is_file() else RunSettings()
 
 
 def _evaluate_json(
