@@ -33,7 +33,13 @@ from tadpipe.detectors.parts.losses import (
     sigmoid_focal_loss,
     smooth_labels,
 )
-from tadpipe.detectors.parts.pyramid import PyramidEncoder, make_neck, make_points
+from tadpipe.detectors.parts.pyramid import (
+    PyramidEncoder,
+    check_length,
+    make_neck,
+    make_points,
+    round_up,
+)
 from tadpipe.detectors.protocol import AnchorFreeOutputs, GridDetections, Targets
 from tadpipe.errors import ConfigError
 
@@ -375,16 +381,21 @@ class ActionFormer(nn.Module):
             feats: [B, C, T], zero-padded at the end; T a multiple of the coarsest stride.
             mask: [B, T] bool, true = real row.
         """
-        self._check_length(feats.shape[2])
+        config = self.config
+        check_length(
+            feats.shape[2],
+            coarsest_stride=config.strides[-1],
+            longest_grid=int(config.window_len * config.max_buffer_len_factor),
+        )
         levels, masks = self.backbone(feats, mask)  # [B, C, T_l], [B, T_l] for l = 0 ... branches
-        levels, masks = levels[self.config.start_level :], masks[self.config.start_level :]
+        levels, masks = levels[config.start_level :], masks[config.start_level :]
         levels = self.neck(levels, masks)  # L x [B, C, T_l]
         logits = [x.transpose(1, 2) for x in self.cls_head(levels, masks)]  # L x [B, T_l, K]
         offsets = [x.transpose(1, 2)[:, :, None] for x in self.reg_head(levels, masks)]
         points = make_points(
             [x.shape[2] for x in levels],
-            self.config.strides,
-            self.config.regression_ranges,
+            config.strides,
+            config.regression_ranges,
             feats.device,
         )
         return AnchorFreeOutputs(masks, points, logits, offsets)  # offsets L x [B, T_l, 1, 2]
@@ -429,15 +440,15 @@ class ActionFormer(nn.Module):
         tail as long as the widest kernel reaches, on the coarsest level, gives the same outputs.
         """
         config = self.config
+        top = config.strides[-1]
         if length_grid > config.window_len:
             step = max(
                 stride * 2 * (window // 2) if window > 1 else stride
                 for stride, window in zip(config.strides, config.windows, strict=False)
             )
-            return _ceil_to(length_grid, math.lcm(step, self._top_stride()))
-        top = self._top_stride()
+            return round_up(length_grid, math.lcm(step, top))
         reach = max(config.head_kernel, config.embed_kernel, 3) // 2
-        return min(config.window_len, _ceil_to(length_grid, top) + reach * top)
+        return min(config.window_len, round_up(length_grid, top) + reach * top)
 
     def loss_state(self) -> dict[str, float]:
         """The moving normaliser of the losses."""
@@ -446,24 +457,6 @@ class ActionFormer(nn.Module):
     def load_loss_state(self, state: dict[str, float]) -> None:
         """Take back what `loss_state` gave."""
         self.normalizer.value = float(state["loss_norm"])
-
-    def _top_stride(self) -> int:
-        return self.config.scale_factor**self.config.branch_layers
-
-    def _check_length(self, length_grid: int) -> None:
-        longest = int(self.config.window_len * self.config.max_buffer_len_factor)
-        if length_grid > longest:
-            raise ConfigError(
-                "The sequence is longer than the detector's points reach.",
-                f"{length_grid} grid steps, at most window_len * max_buffer_len_factor = {longest}",
-                "Cut it into windows, or raise max_buffer_len_factor.",
-            )
-        if length_grid % self._top_stride():
-            raise ConfigError(
-                "The sequence is not a multiple of the coarsest stride.",
-                f"{length_grid} grid steps, stride {self._top_stride()}",
-                "Pad it to detector.padded_len(length).",
-            )
 
 
 def _uses_positions(config: ActionFormerConfig) -> bool:
@@ -484,10 +477,6 @@ def _block(config: ActionFormerConfig, level: int, stride: int) -> nn.Module:
         dropout=config.dropout,
         drop_path_prob=config.drop_path,
     )
-
-
-def _ceil_to(length_grid: int, step: int) -> int:
-    return -(-length_grid // step) * step
 
 
 def remap_official_keys(checkpoint: Mapping[str, Any], *, ema: bool = True) -> dict[str, Tensor]:

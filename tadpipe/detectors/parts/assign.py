@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tadpipe.detectors.protocol import Targets
@@ -104,8 +103,8 @@ def _assign_one(
     shortest = duration.min(dim=1, keepdim=True).values
     first = (duration == shortest).to(torch.uint8).argmax(dim=1)  # first of equals
     merged = passing & (duration <= shortest + SAME_LENGTH_GRID)
-    one_hot = F.one_hot(labels, num_classes).to(points.dtype)  # [G, K]
-    classes = (merged.to(points.dtype) @ one_hot).clamp(max=1)
+    classes = points.new_zeros(count, num_classes)
+    classes.index_add_(1, labels, merged.to(points.dtype)).clamp_(max=1)
     row = first[:, None]
     offsets = torch.cat((left.gather(1, row), right.gather(1, row)), dim=1) / stride
     return classes, offsets, torch.where(passing.any(1), first, -1)

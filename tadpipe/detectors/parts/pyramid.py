@@ -1,6 +1,7 @@
 """The temporal feature pyramid: embedding, stem and branch, neck, and the points on its levels.
 
-Order: PyramidEncoder (the blocks are passed in) -> IdentityNeck, TopDownNeck -> make_points.
+Order: PyramidEncoder (the blocks are passed in) -> IdentityNeck, TopDownNeck -> make_points ->
+check_length, round_up (which lengths a pyramid takes).
 Shapes: B batch, C channels, T grid length, L levels, level l has stride s^l and T_l = T / s^l.
 Source: ActionFormer (Zhang et al., ECCV 2022), Sec. 3.2; feature pyramid as in Lin et al., 2017.
 """
@@ -180,3 +181,31 @@ def make_points(
         points[:, 1:] = torch.tensor((low, high, stride), device=device)
         levels.append(points)
     return levels
+
+
+def check_length(length_grid: int, *, coarsest_stride: int, longest_grid: int) -> None:
+    """Refuse a sequence that the pyramid cannot halve to its top or has no points for.
+
+    Args:
+        longest_grid: window_len * max_buffer_len_factor.
+    Raises:
+        ConfigError: too long, or no multiple of the coarsest stride.
+    """
+    if length_grid > longest_grid:
+        raise ConfigError(
+            "The sequence is longer than the detector's points reach.",
+            f"{length_grid} grid steps, at most window_len * max_buffer_len_factor = "
+            f"{longest_grid}",
+            "Cut it into windows, or raise max_buffer_len_factor.",
+        )
+    if length_grid % coarsest_stride:
+        raise ConfigError(
+            "The sequence is not a multiple of the coarsest stride.",
+            f"{length_grid} grid steps, stride {coarsest_stride}",
+            "Pad it to detector.padded_len(length).",
+        )
+
+
+def round_up(length_grid: int, step: int) -> int:
+    """The next multiple of `step`."""
+    return -(-length_grid // step) * step

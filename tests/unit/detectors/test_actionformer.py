@@ -380,6 +380,18 @@ def test_training_a_few_steps_lowers_the_loss() -> None:
     assert totals[-1] < 0.7 * totals[0]
 
 
+def test_mixed_precision_keeps_targets_and_losses_in_float32() -> None:
+    model = small(label_smoothing=0.1, rel_pos=True).eval()
+    x, mask = window((40, 64), 64)
+    exact = model.loss(model(x, mask), TARGETS)
+    model.load_loss_state({"loss_norm": SMALL.init_loss_norm})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model.loss(model(x, mask), TARGETS)
+    for name, loss in exact.items():
+        assert rough[name].dtype == torch.float32
+        torch.testing.assert_close(rough[name], loss, rtol=0.03, atol=0.0)
+
+
 def test_decode_keeps_to_its_own_settings() -> None:
     model = ActionFormer(SMALL, DecodeConfig(pre_nms_threshold=0.0, pre_nms_topk=7)).eval()
     found = model.decode(model(*window((64, 30), 64)))
