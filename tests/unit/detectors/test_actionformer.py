@@ -237,6 +237,10 @@ PUBLISHED = {  # millions of parameters
         78.934, 2560, 110,
         {**EGO, "embed_dim": 768, "neck_dim": 768, "head_dim": 768, "num_heads": 12},
     ),
+    "Ego4D O+E": (
+        77.164, 1792, 110,
+        {**EGO, "embed_dim": 768, "neck_dim": 768, "head_dim": 768, "num_heads": 12},
+    ),
     "Ego4D S+O+E": (
         134.049, (2304, 1536, 256), 110,
         {**EGO, "embed_dim": (256, 384, 384), "neck_dim": 1024, "head_dim": 1024, "num_heads": 16},
