@@ -2,4 +2,6 @@
 
 DETECTORS = {
     "actionformer": "tadpipe.detectors.actionformer:ActionFormer",
+    "etad": "tadpipe.detectors.etad:Etad",
+    "etad-opentad": "tadpipe.detectors.etad_opentad:EtadOpenTad",
 }

@@ -11,10 +11,12 @@ from tests.parity.case import Case, Runner
 
 KINDS = {
     "actionformer": "tests.parity.anchor_free",
+    "etad": "tests.parity.etad",
     "frame_indices": "tests.parity.frame_indices",
     "map": "tests.parity.detection_map",
     "nms": "tests.parity.nms",
     "preprocess": "tests.parity.preprocess",
+    "sampling": "tests.parity.sampling",
     "videomae": "tests.parity.videomae",
 }
 
