@@ -2,13 +2,13 @@
 
 A case is told by its arrays: `lr` = schedule, `draws` = truncation, `t0_lr` = optimiser steps, else
 a model case with parts a (outputs), b (losses and gradients) and c (detections).
-What differs between detectors is one row of FAMILIES.
+What differs between detectors is one row of `anchor_free_families.FAMILIES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from tadpipe.datasets.loader import Batch
 from tadpipe.datasets.windows import truncate
-from tadpipe.detectors.actionformer import ActionFormer, ActionFormerConfig, remap_official_keys
 from tadpipe.detectors.parts.assign import assign, positive_mask
 from tadpipe.detectors.parts.conv import AffineDropPath
 from tadpipe.detectors.parts.decode import DecodeConfig
@@ -27,6 +26,7 @@ from tadpipe.timeline import SnippetGrid
 from tadpipe.training.checkpoint import load_strictly
 from tadpipe.training.loop import Trainer, TrainingConfig
 from tadpipe.training.optim import OptimConfig, decay_names, learning_rate_at
+from tests.parity.anchor_free_families import FAMILIES, Family, Official
 from tests.parity.case import Case
 
 OUTPUTS = {"atol": 2e-4, "rtol": 1e-4}
@@ -34,72 +34,6 @@ LOSSES = {"rtol": 1e-4, "atol": 1e-6}
 GRADIENTS = {"rtol": 2e-3, "atol": 1e-6}
 ZERO_GRADIENT = {"rtol": 2e-3, "atol": 1e-5}  # attention keys' shift: analytically zero
 SCORE_ATOL, GRID_ATOL, SECONDS_ATOL = 1e-4, 2e-3, 2e-3
-
-# Common to the configurations of all official releases.
-Official = dict[str, Any]
-
-
-class Family(NamedTuple):
-    """What differs between detectors."""
-
-    build: Callable[[Official, DecodeConfig], nn.Module]
-    raw: Callable[[Any], dict[str, Sequence[Tensor]]]  # outputs -> a_<name>_l<level>
-    remap: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-    vote_weight: str
-
-
-def actionformer(model: Official, decode: DecodeConfig) -> ActionFormer:
-    """The official `model` table in our words."""
-    train = model["train_cfg"]
-    radius = train["center_sample_radius"] if train["center_sample"] == "radius" else 0.0
-    embed, stem, branch = model["backbone_arch"]
-    config = ActionFormerConfig(
-        in_channels=as_tuple(model["input_dim"]),
-        num_classes=model["num_classes"],
-        window_len=model["max_seq_len"],
-        backbone="conv" if model["backbone_type"] == "conv" else "transformer",
-        embed_layers=embed,
-        stem_layers=stem,
-        branch_layers=branch,
-        scale_factor=model["scale_factor"],
-        embed_dim=as_tuple(model["embd_dim"]),
-        embed_kernel=model["embd_kernel_size"],
-        embed_norm=model["embd_with_ln"],
-        num_heads=model["n_head"],
-        attention_windows=as_tuple(model["n_mha_win_size"]),
-        abs_pos=model["use_abs_pe"],
-        rel_pos=model["use_rel_pe"],
-        neck=model["fpn_type"],
-        neck_dim=model["fpn_dim"],
-        neck_norm=model["fpn_with_ln"],
-        start_level=model["fpn_start_level"],
-        regression_ranges=tuple(
-            (float(low), float(high)) for low, high in model["regression_range"]
-        ),
-        head_dim=model["head_dim"],
-        head_kernel=model["head_kernel_size"],
-        head_layers=model["head_num_layers"],
-        head_norm=model["head_with_ln"],
-        max_buffer_len_factor=model["max_buffer_len_factor"],
-        centre_radius=radius,
-        loss_weight=train["loss_weight"],
-        prior_prob=train["cls_prior_prob"],
-        empty_classes=tuple(train["head_empty_cls"]),
-        label_smoothing=train["label_smoothing"],
-        dropout=train["dropout"],
-        drop_path=train["droppath"],
-        init_loss_norm=train["init_loss_norm"],
-    )
-    return ActionFormer(config, decode)
-
-
-def actionformer_raw(outputs: AnchorFreeOutputs) -> dict[str, Sequence[Tensor]]:
-    return {"cls_logits": outputs.logits, "offsets": [x[:, :, 0] for x in outputs.offsets]}
-
-
-FAMILIES = {
-    "actionformer": Family(actionformer, actionformer_raw, remap_official_keys, "score*tiou"),
-}
 
 
 def family_of(case: Case) -> Family:
@@ -451,7 +385,3 @@ def pad(feats: list[Tensor], length_grid: int) -> tuple[Tensor, Tensor]:
         batch[i, :, : x.shape[1]] = x
         mask[i, : x.shape[1]] = True
     return batch, mask
-
-
-def as_tuple(value: int | Sequence[int]) -> int | tuple[int, ...]:
-    return value if isinstance(value, int) else tuple(value)
