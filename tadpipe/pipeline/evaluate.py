@@ -29,8 +29,10 @@ from tadpipe.evaluation.proposals import ProposalRecall, average_recall
 from tadpipe.evaluation.protocols import Protocol, protocol_named
 from tadpipe.evaluation.tables import DetectionTable, TruthTable
 from tadpipe.json_text import read_json, shown
+from tadpipe.pipeline.feature_tables import remembered_annotations
 from tadpipe.pipeline.score_table import count_text, score_text
 from tadpipe.registry import resolve
+from tadpipe.store.feature_store import FeatureStore
 
 TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)  # where no data set says otherwise
 DETECTIONS_FILE = "detections.json"  # in a run folder
@@ -176,7 +178,7 @@ def evaluate(
 class RunSettings(NamedTuple):
     """What a run folder says about the annotations it was trained with."""
 
-    annotations: str | Path | None = None
+    annotations: str | Path | Annotations | None = None
     dataset: str | None = None
     subset: str | None = None
 
@@ -198,8 +200,21 @@ def run_settings(detections: str | Path | Detections) -> RunSettings:
         dataset = config["dataset"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError("The run's configuration cannot be read.", f"{path}: {error}") from None
-    # A run trained with the store's own copy of the annotations names no file.
-    return RunSettings(annotations, dataset, subset) if annotations.is_file() else RunSettings()
+    if annotations.is_file():
+        return RunSettings(annotations, dataset, subset)
+    return RunSettings(_remembered(config, dataset), dataset, subset)
+
+
+def _remembered(config: Mapping[str, Any], dataset: str | None) -> Annotations | None:
+    """The store's own copy of the annotations that a run was trained with, if it is there."""
+    store = Path(config["stores"][0])
+    if not store.exists():
+        return None
+    spec: DatasetSpec | None = resolve("dataset", DATASETS, dataset) if dataset else None
+    drop = () if spec is None else spec.dropped_labels
+    return remembered_annotations(
+        FeatureStore.open(store), strict=True, drop_labels=drop, for_evaluation=True
+    )
 
 
 def _evaluate_json(

@@ -38,10 +38,6 @@ class StoreTable:
         """Length of a video, as found when it was extracted."""
         return self.features.store.videos(self.features.fid)[name].duration_sec
 
-    def annotations(self) -> bytes | None:
-        """The copy of the annotations the store remembers."""
-        return self.features.store.annotations()
-
 
 def open_tables(
     stores: Sequence[Path], *, backbone: str | None = None, stride: int | None = None
@@ -64,14 +60,14 @@ def open_tables(
 
 
 def remembered_annotations(
-    table: StoreTable,
+    store: FeatureStore,
     *,
     strict: bool,
     drop_labels: Collection[str] = (),
     for_evaluation: bool = False,
 ) -> Annotations | None:
     """The annotations a store remembers, read as `load_annotations` does; None without any."""
-    raw = table.annotations()
+    raw = store.annotations()
     if raw is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -80,4 +76,4 @@ def remembered_annotations(
         kept = load_annotations(
             path, strict=strict, drop_labels=drop_labels, for_evaluation=for_evaluation
         )
-    return replace(kept, source=f"{table.store}: annotations")
+    return replace(kept, source=f"{store.path}: annotations")

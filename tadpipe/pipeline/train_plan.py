@@ -210,7 +210,7 @@ def _load(
         )
     for table in tables:
         kept = remembered_annotations(
-            table, strict=strict, drop_labels=dropped, for_evaluation=for_evaluation
+            table.features.store, strict=strict, drop_labels=dropped, for_evaluation=for_evaluation
         )
         if kept is not None:
             return kept
