@@ -64,7 +64,7 @@ class DecodeProcess:
         self.timeout_sec = timeout_sec
         self.ring_bytes = ring_bytes
         self.delivered: VideoProbe | None = None
-        """The probe of exactly the frames of the last video that came to its end.
+        """The probe of exactly the frames that came of the last video, once it has come to its end.
 
         It differs from `probe` for files that end early or whose packets are not all pictures."""
         self._child: _Child | None = None

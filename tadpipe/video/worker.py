@@ -93,11 +93,10 @@ class Worker:
             self._fill(stream, ring)
         except TadpipeError as error:
             failure = error
-        probe = stream.delivered_probe() if stream.delivered else stream.probe
         self.channel.send(
             {
                 "end": error_to_json(failure) if failure else None,
-                "delivered": probe_to_json(probe) if probe is not stream.probe else None,
+                "delivered": probe_to_json(stream.delivered_probe()) if stream.delivered else None,
             }
         )
 
