@@ -148,8 +148,14 @@ def constant_rate(
     # Only slopes this near to the mean keep the last stamp within the tolerance.
     low, high = mean - _tolerance(mean) / steps, mean + _tolerance(mean) / steps
     # The simplest rate inside the tolerance: 30 rather than 3635/121, 30000/1001 rather than 29.97.
-    for limit in (1, 1001, 10_000):
-        rate = (1 / (mean * tick_sec)).limit_denominator(limit)
+    measured = 1 / (mean * tick_sec)
+    television = Fraction(round(measured * 1001 / 1000) * 1000, 1001)
+    for rate in (
+        measured.limit_denominator(1),
+        television,
+        measured.limit_denominator(1001),
+        measured.limit_denominator(10_000),
+    ):
         if (
             rate > 0
             and low <= 1 / (rate * tick_sec) <= high
