@@ -1,6 +1,6 @@
 """Batches of training windows, read ahead by a thread.
 
-Every random choice is a function of (seed, epoch, position), so the place of a run is two whole
+Every random choice is a function of (seed, pass, position), so the place of a run is two whole
 numbers, reading ahead changes nothing, and a resumed run sees the very same batches.
 Shapes: B batch, C channels, T window length, G ground-truth actions.
 """
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 
 class WindowLoader:
-    """Shuffled batches without end; the last incomplete batch of an epoch is dropped."""
+    """Shuffled batches without end; the last incomplete batch of a pass is dropped."""
 
     def __init__(
         self, windows: TrainingWindows, batch_size: int, *, seed: int, read_ahead: int = 4
@@ -48,15 +48,16 @@ class WindowLoader:
         self.read_ahead = read_ahead
 
     @property
-    def steps_per_epoch(self) -> int:
+    def steps_per_pass(self) -> int:
+        """Batches in one pass over the videos."""
         return len(self.windows) // self.batch_size
 
     def batch(self, step: int) -> Batch:
-        """The batch of optimiser step `step`, counted from 0 over all epochs."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        order = torch.randperm(len(self.windows), generator=_generator(self.seed, epoch, -1))
+        """The batch of optimiser step `step`, counted from 0 over all passes."""
+        turn, position = divmod(step, self.steps_per_pass)
+        order = torch.randperm(len(self.windows), generator=_generator(self.seed, turn, -1))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
-        items = [self.windows.item(i, _Draw(_generator(self.seed, epoch, i))) for i in chosen]
+        items = [self.windows.item(i, _Draw(_generator(self.seed, turn, i))) for i in chosen]
         feats, mask = stack_padded([item.feats for item in items], self.windows.window_len)
         return Batch(
             [item.name for item in items],
@@ -93,8 +94,8 @@ class _Draw:
         return int(torch.randint(low, high + 1, (), generator=self._generator))
 
 
-def _generator(seed: int, epoch: int, item: int) -> torch.Generator:
-    """A generator of its own for every (seed, epoch, item)."""
-    text = f"{seed}/{epoch}/{item}".encode()
+def _generator(seed: int, turn: int, item: int) -> torch.Generator:
+    """A generator of its own for every (seed, pass, item)."""
+    text = f"{seed}/{turn}/{item}".encode()
     number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
     return torch.Generator().manual_seed(number)

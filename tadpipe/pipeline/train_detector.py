@@ -50,6 +50,7 @@ from tadpipe.training.metrics import read_metrics
 logger = logging.getLogger(__name__)
 
 EVALUATION_FILE = "eval.json"
+MOST_OF_START = 0.2  # published trainings keep up to 13.5 % of the initial weights
 
 __all__ = ["TrainResult", "load_detector", "train_detector"]
 
@@ -99,7 +100,7 @@ class TrainResult:
         losses = "  ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
         verb = "would train" if self.dry_run else "trained"
         lines.append(
-            f"{verb} {self.detector} ({self.parameters / 1e6:.2f} M parameters, preset "
+            f"{verb} {self.detector} ({self.parameters:,} parameters, preset "
             f"{self.preset}) on {self.videos} videos of '{self.subsets.train}', {self.epochs} "
             f"epochs, {self.steps} steps"
             + (f", last epoch {losses}" if losses else "")
@@ -187,7 +188,7 @@ def train_detector(
         result,
         dry_run=False,
         seconds=time.monotonic() - started,
-        losses=_last_epoch(folder, loader.steps_per_epoch),
+        losses=_last_epoch(folder, result.steps // result.epochs),
         evaluation=evaluation,
     )
 
@@ -203,15 +204,23 @@ def _describe(plan: TrainPlan, folder: Path, model: nn.Module, loader: WindowLoa
     ):
         if names:
             logger.warning("%d %s: %s", len(names), what, ", ".join(names[:5]))
-    epochs = plan.preset.training.epochs_to_run
+    config = plan.preset.training
+    steps = config.epochs_to_run * config.steps_per_epoch(loader.steps_per_pass)
+    if config.ema_decay**steps > MOST_OF_START:
+        logger.warning(
+            "after %d steps the averaged weights still hold %.0f %% of the initial ones; "
+            "lower training.ema_decay or train longer",
+            steps,
+            100 * config.ema_decay**steps,
+        )
     return TrainResult(
         run=folder,
         detector=plan.preset.detector,
         preset=plan.preset_name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         videos=len(loader.windows),
-        epochs=epochs,
-        steps=epochs * loader.steps_per_epoch,
+        epochs=config.epochs_to_run,
+        steps=steps,
         subsets=plan.subsets,
         without_features=tuple(missing),
         without_annotations=tuple(unknown),
@@ -252,7 +261,8 @@ def _train(
         logger.info("epoch %d: average mAP %.4f on '%s'", epoch, average, plan.subsets.validation)
         return {"epoch": epoch, "validation_map": average}
 
-    progress.begin("train", config.epochs_to_run * loader.steps_per_epoch, "step")
+    steps = config.epochs_to_run * config.steps_per_epoch(loader.steps_per_pass)
+    progress.begin("train", steps, "step")
     trainer = train(
         model,
         loader,

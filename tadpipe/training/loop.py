@@ -55,6 +55,7 @@ class TrainingConfig(OptimConfig):
     clip_grad_norm: float = 1.0  # L2 norm over all parameters; 0 = no clipping
     ema_decay: float = 0.999
     amp: Literal["off", "bf16", "fp16"] = "off"  # autocast of the forward pass
+    min_steps: int = 0  # few videos: an epoch goes over them as often as this many steps need
     stop_after_epochs: int = 0  # end early on the same schedule; 0 = run it to its end
     validate_every: int = 0  # epochs between reports on the validation subset; 0 = none
     checkpoint_every: int = 500  # steps between writes of state.pt
@@ -67,17 +68,22 @@ class TrainingConfig(OptimConfig):
                 "batch_size and checkpoint_every are at least 1.",
                 f"batch_size = {self.batch_size}, checkpoint_every = {self.checkpoint_every}",
             )
-        if min(self.clip_grad_norm, self.stop_after_epochs, self.validate_every) < 0:
-            raise ConfigError(
-                "Negative values are not allowed; 0 switches off.",
-                f"clip_grad_norm = {self.clip_grad_norm}, stop_after_epochs = "
-                f"{self.stop_after_epochs}, validate_every = {self.validate_every}",
-            )
+        for name in ("clip_grad_norm", "min_steps", "stop_after_epochs", "validate_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    "Negative values are not allowed; 0 switches off.",
+                    f"{name} = {getattr(self, name)}",
+                )
 
     @property
     def epochs_to_run(self) -> int:
         """Epochs in all, with the warm-up."""
         return min(self.stop_after_epochs or self.total_epochs, self.total_epochs)
+
+    def steps_per_epoch(self, steps_per_pass: int) -> int:
+        """Steps of an epoch of whole passes over the videos."""
+        passes = -(-self.min_steps // (self.total_epochs * steps_per_pass))
+        return max(passes, 1) * steps_per_pass
 
 
 Validate = Callable[[int], Mapping[str, float]]  # epoch -> figures; the model holds the EMA weights
@@ -185,7 +191,8 @@ def train(
         CheckpointError: `state.pt` belongs to another seed or model.
         KeyboardInterrupt: Ctrl-C; the state was saved after the step under way.
     """
-    trainer = Trainer(model, config, steps_per_epoch=loader.steps_per_epoch, device=device)
+    steps_per_epoch = config.steps_per_epoch(loader.steps_per_pass)
+    trainer = Trainer(model, config, steps_per_epoch=steps_per_epoch, device=device)
     state_path = folder / STATE_FILE
     if resume and state_path.exists():
         state = load_state(state_path)
@@ -197,7 +204,7 @@ def train(
             )
         trainer.restore(state, str(state_path))
         logger.info("resuming %s after step %d", folder, trainer.step)
-    last = config.epochs_to_run * loader.steps_per_epoch
+    last = config.epochs_to_run * steps_per_epoch
     log = MetricsLog(folder, first_step=trainer.step, tensorboard=config.tensorboard)
     with log, _deferred_interrupt() as interrupted:
         for batch in loader.batches(trainer.step, last):
@@ -207,7 +214,7 @@ def train(
                 on_step(trainer.step - 1, values["loss"])
             if validate is not None and _validation_due(trainer, config):
                 with trainer.ema.applied_to(model):
-                    figures = validate(trainer.step // loader.steps_per_epoch)
+                    figures = validate(trainer.step // steps_per_epoch)
                 log.write(trainer.step - 1, figures)
             if trainer.step % config.checkpoint_every == 0 or trainer.step == last or interrupted:
                 log.sync()  # before the state that counts on these lines

@@ -33,7 +33,7 @@ def same(a: Batch, b: Batch) -> bool:
 def test_an_epoch_holds_every_video_once_but_the_incomplete_batch() -> None:
     batches = list(loader().batches(0, 3))
     names = [name for batch in batches for name in batch.names]
-    assert loader().steps_per_epoch == 3
+    assert loader().steps_per_pass == 3
     assert len(set(names)) == len(names) == 6
 
 

@@ -40,6 +40,7 @@ SMALL = (
     "training.learning_rate=0.003",
     "training.warmup_epochs=1",
     "training.epochs=3",
+    "training.min_steps=0",
     "training.tensorboard=false",
     "nms.max_segments=20",
 )

@@ -157,6 +157,16 @@ def test_validation_sees_the_averaged_weights_and_is_only_reported(tmp_path: Pat
     assert lines == [{"step": 5, "val_map": 2.0}, {"step": 11, "val_map": 4.0}]
 
 
+def test_few_videos_are_gone_over_often_enough(tmp_path: Path) -> None:
+    config = TrainingConfig(
+        learning_rate=0.01, warmup_epochs=1, epochs=4, min_steps=31, tensorboard=False
+    )
+    assert config.steps_per_epoch(3) == 9  # three passes of three steps, 45 steps in all
+    assert TrainingConfig(min_steps=31).steps_per_epoch(100) == 100
+    assert run(tmp_path, config).step == 45
+    assert read_metrics(tmp_path)[9]["learning_rate"] == 0.01  # the warm-up lasts one epoch
+
+
 def test_stopping_after_some_epochs_keeps_the_schedule(tmp_path: Path) -> None:
     config = TrainingConfig(
         learning_rate=0.01, warmup_epochs=1, epochs=4, stop_after_epochs=2, tensorboard=False
