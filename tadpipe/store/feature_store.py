@@ -167,10 +167,6 @@ class FeatureStore:
         path = Path(path)
         if path.exists() and not exist_ok:
             raise StoreError("There is something at this path already.", str(path))
-        if path.is_dir() and any(path.iterdir()) and not (path / "zarr.json").exists():
-            raise StoreError(
-                "This folder is not empty and not a feature store.", str(path), "Name another path."
-            )
         if path.is_file() or path.suffix.lower() in HDF5_SUFFIXES:
             if not path.exists():
                 from tadpipe.store.hdf5 import Hdf5File

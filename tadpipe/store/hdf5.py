@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -57,10 +57,11 @@ class Hdf5File(Backend):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.work = work_folder(path)
-        self._opened: _OpenFile | None = None
+        self._map: _MappedFile | None = None
         self._lease: Lease | None = None
         self._holds = 0
-        check_version(self._file().attrs.get(VERSION_KEY), path)
+        with self._reading() as file:
+            check_version(file.attrs.get(VERSION_KEY), path)
 
     @classmethod
     def create(cls, path: Path) -> None:
@@ -81,32 +82,40 @@ class Hdf5File(Backend):
             finally:
                 lease.release()
 
-    def _file(self) -> h5py.File:
-        """The file as it is now, open for reading."""
-        return self._current().file
-
-    def _current(self) -> _OpenFile:
+    @contextmanager
+    def _reading(self) -> Iterator[h5py.File]:
+        """The file as it is now, open for a moment: HDF5 would refuse it to others meanwhile."""
         try:
-            status = os.stat(self.path)
-            stamp = (status.st_ino, status.st_mtime_ns)
-            if self._opened is None or self._opened.stamp != stamp:
-                # No HDF5 lock: a file under this name is never written to.
-                self._opened = _OpenFile(h5py.File(self.path, "r", locking=False), stamp)
+            with h5py.File(self.path, "r") as file:
+                yield file
+        except StoreError:
+            raise
         except OSError as error:
             raise StoreError(
                 "The HDF5 file cannot be read.",
                 f"{self.path}: {error}",
                 "If it is a feature store, it is damaged: put back a copy, or extract again.",
             ) from error
-        return self._opened
+
+    def _mapped(self) -> _MappedFile:
+        """The bytes of the file as it is now."""
+        # Opened on its own: a map of h5py's handle would keep HDF5's lock on the file.
+        with self._reading() as file, open(self.path, "rb") as own:
+            inode = os.fstat(own.fileno()).st_ino
+            if self._map is None or self._map.inode != inode:
+                raw = mmap.mmap(own.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map = _MappedFile(raw, inode, _total_rows(file))
+        return self._map
 
     def specs(self) -> dict[str, FeatureSpec]:
+        with self._reading() as file:
+            texts = {fid: group.attrs.get(SPEC_KEY, "") for fid, group in file["features"].items()}
         found = {}
-        for fid, group in sorted(self._file()["features"].items()):
+        for fid, text in sorted(texts.items()):
             try:
-                values = json.loads(group.attrs[SPEC_KEY])
+                values = json.loads(text)
                 found[fid] = FeatureSpec.from_mapping(values, f"{self.path}: /features/{fid}")
-            except (ConfigError, KeyError, ValueError) as error:
+            except (ConfigError, ValueError) as error:
                 raise StoreError(
                     "The description of these features is damaged.",
                     f"{self.path}: /features/{fid}: {error}",
@@ -114,28 +123,34 @@ class Hdf5File(Backend):
         return found
 
     def commit_ids(self, fid: str) -> list[str]:
-        return list(self._file().get(f"features/{fid}/commits", ()))
+        with self._reading() as file:
+            return list(file.get(f"features/{fid}/commits", ()))
 
     def read_commit(self, fid: str, commit_id: str) -> Commit:
+        with self._reading() as file:
+            return self._decoded(file, fid, commit_id)
+
+    def commits(self, fid: str) -> Iterator[Commit]:
+        with self._reading() as file:
+            for commit_id in file.get(f"features/{fid}/commits", ()):
+                try:
+                    yield self._decoded(file, fid, commit_id)
+                except StoreError as error:
+                    logger.warning("%s Its videos count as not present.", error)
+
+    def _decoded(self, file: h5py.File, fid: str, commit_id: str) -> Commit:
         place = f"/features/{fid}/commits/{commit_id}"
         try:
-            raw = self._file()[place][()].tobytes()
+            raw = file[place][()].tobytes()
         except (OSError, KeyError) as error:
             raise StoreError("A commit cannot be read.", f"{self.path}: {error}") from error
         return decode(raw, f"{self.path}: {place}")
-
-    def commits(self, fid: str) -> Iterator[Commit]:
-        for commit_id in self.commit_ids(fid):
-            try:
-                yield self.read_commit(fid, commit_id)
-            except StoreError as error:
-                logger.warning("%s Its videos count as not present.", error)
 
     def remember_catalogue(self, fid: str) -> None:
         """The commits are one file already."""
 
     def open_part(self, fid: str, part: str) -> PartRows:
-        return _ContiguousRows(self._current(), f"{self.path}: /features/{fid}/parts/{part}", part)
+        return _ContiguousRows(self.path, self._mapped(), f"/features/{fid}/parts/{part}")
 
     def check_part(self, fid: str, commit: Commit) -> list[Flaw]:
         try:
@@ -190,11 +205,14 @@ class Hdf5File(Backend):
 
     def rows_worth_packing(self, fid: str, part_rows: int) -> int:
         # Packing copies the file; waiting until it doubles keeps the sum of the copies linear.
-        return max(part_rows, self._current().rows)
+        if self._map is None or self._map.inode != self.path.stat().st_ino:
+            self._mapped()
+        return max(part_rows, self._map.rows if self._map else 0)
 
     def unreferenced_parts(self, fid: str) -> list[str]:
-        parts = set(self._file().get(f"features/{fid}/parts", ()))
-        return sorted(parts - set(self.commit_ids(fid)))
+        with self._reading() as file:
+            parts = set(file.get(f"features/{fid}/parts", ()))
+            return sorted(parts - set(file.get(f"features/{fid}/commits", ())))
 
     def remove(self, fid: str, parts: Sequence[str], commits: Sequence[str]) -> int:
         if not parts and not commits:
@@ -203,14 +221,16 @@ class Hdf5File(Backend):
         gone |= {f"features/{fid}/commits/{commit}" for commit in commits}
         before = self.path.stat().st_size
         temporary = self.work / f"building-{secrets.token_hex(4)}.h5"
-        with h5py.File(temporary, "w") as target:  # HDF5 gives space back only to a new file
-            _copy_but(self._file(), target, gone)
+        # HDF5 gives space back only to a new file.
+        with self._reading() as source, h5py.File(temporary, "w") as target:
+            _copy_but(source, target, gone)
         _replace(temporary, self.path)
         return max(0, before - self.path.stat().st_size)
 
     def annotations(self) -> tuple[bytes, str] | None:
-        kept = self._file().get("annotations")
-        return None if kept is None else (kept[()].tobytes(), str(kept.attrs["sha256"]))
+        with self._reading() as file:
+            kept = file.get("annotations")
+            return None if kept is None else (kept[()].tobytes(), str(kept.attrs["sha256"]))
 
     def set_annotations(self, raw: bytes, sha256: str) -> None:
         def change(file: h5py.File) -> None:
@@ -229,7 +249,7 @@ class Hdf5File(Backend):
         temporary = self.work / f"building-{secrets.token_hex(4)}.h5"
         try:
             shutil.copyfile(self.path, temporary)
-            with h5py.File(temporary, "r+", locking=False) as file:
+            with h5py.File(temporary, "r+") as file:
                 change(file)
             _replace(temporary, self.path)
         except RuntimeError as error:  # so h5py reports some failed writes
@@ -238,54 +258,70 @@ class Hdf5File(Backend):
             temporary.unlink(missing_ok=True)
 
 
-class _OpenFile:
-    """One state of the file: open, mapped into memory as a whole, and never changing."""
+class _MappedFile(NamedTuple):
+    """One state of the file, mapped into memory as a whole; it never changes."""
 
-    def __init__(self, file: h5py.File, stamp: tuple[int, int]) -> None:
-        self.file = file
-        self.stamp = stamp
-        # By its handle, not by its name, which may mean another file by now.
-        self.bytes = mmap.mmap(file.id.get_vfd_handle(), 0, access=mmap.ACCESS_READ)
-        self.rows = 0
-        for group in file.get("features", {}).values():
-            self.rows += sum(part["times"].shape[0] for part in group.get("parts", {}).values())
+    raw: mmap.mmap
+    inode: int
+    rows: int  # over all parts
+
+
+def _total_rows(file: h5py.File) -> int:
+    groups = file.get("features", {}).values()
+    return sum(len(part.get("times", ())) for g in groups for part in g.get("parts", {}).values())
 
 
 class _ContiguousRows:
     """Reads one part; chunked or compressed by another tool, it is read through h5py."""
 
-    def __init__(self, opened: _OpenFile, place: str, part: str) -> None:
+    def __init__(self, path: Path, mapped: _MappedFile, place: str) -> None:
+        self._path = path
         self._place = place
-        self._opened = opened  # keeps file and map open
         try:
-            group = opened.file[place.partition(": ")[2]]
-            self._times = group["times"]
-            self._rows = self._mapped(group["features"])
-            self.shape: tuple[int, int] = group["features"].shape
+            with h5py.File(path, "r") as file:
+                # Nobody replaced the file since it was mapped, or its offsets are not to be used.
+                is_same = os.fstat(file.id.get_vfd_handle()).st_ino == mapped.inode
+                group = file[place]
+                self.shape: tuple[int, int] = group["features"].shape
+                self._rows = _view(group["features"], mapped.raw) if is_same else None
+                self._times = _view(group["times"], mapped.raw) if is_same else None
         except (OSError, KeyError, ValueError) as error:
-            raise _damaged(place, error) from error
-
-    def _mapped(self, dataset: h5py.Dataset) -> Any:
-        offset = dataset.id.get_offset()
-        if offset is None:
-            return dataset
-        count = int(np.prod(dataset.shape))
-        rows = np.frombuffer(self._opened.bytes, dataset.dtype, count=count, offset=offset)
-        return rows.reshape(dataset.shape)
+            raise self._damaged(error) from error
 
     def read(self, start: int, stop: int, step: int) -> Array:
         """Rows `start`, `start + step`, ... below `stop`, as [n, C] in memory of their own."""
-        try:
-            return np.array(self._rows[start:stop:step])
-        except (OSError, ValueError) as error:
-            raise _damaged(self._place, error) from error
+        if self._rows is None:
+            return self._through_h5py("features", slice(start, stop, step))
+        return np.array(self._rows[start:stop:step])
 
     def times(self, start: int, stop: int) -> Array:
         """Row times [n], seconds."""
+        if self._times is None:
+            return self._through_h5py("times", slice(start, stop))
+        return np.array(self._times[start:stop], dtype=np.float64)
+
+    def _through_h5py(self, name: str, rows: slice) -> Array:
         try:
-            return np.array(self._times[start:stop], dtype=np.float64)
-        except (OSError, ValueError) as error:
-            raise _damaged(self._place, error) from error
+            with h5py.File(self._path, "r") as file:
+                return np.asarray(file[self._place][name][rows])
+        except (OSError, KeyError, ValueError) as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, reason: object) -> StoreError:
+        return StoreError(
+            "Part of the feature store is damaged.",
+            f"{self._path}: {self._place}: {reason}",
+            "Run tadpipe store verify --drop-damaged, then tadpipe extract to make it again.",
+        )
+
+
+def _view(dataset: h5py.Dataset, raw: mmap.mmap) -> Array | None:
+    """The values of a dataset inside the mapped file; None where they do not lie there plainly."""
+    offset = dataset.id.get_offset()
+    if offset is None:
+        return None
+    count = int(np.prod(dataset.shape))
+    return np.frombuffer(raw, dataset.dtype, count=count, offset=offset).reshape(dataset.shape)
 
 
 def _write_part(group: h5py.Group, commit: Commit, videos: Sequence[SpooledVideo]) -> None:
@@ -330,12 +366,4 @@ def _busy(path: Path) -> StoreError:
         "Another process is writing to this HDF5 store.",
         str(path),
         "Wait for it, or use a .zarr store, which any number of writers may share.",
-    )
-
-
-def _damaged(place: str, reason: object) -> StoreError:
-    return StoreError(
-        "Part of the feature store is damaged.",
-        f"{place}: {reason}",
-        "Run tadpipe store verify --drop-damaged, then tadpipe extract to make it again.",
     )

@@ -75,7 +75,7 @@ def _array_metadata(
     }
 
 
-def write_part(folder: Path, videos: Sequence[SpooledVideo], shard_rows: int) -> None:
+def write_part(folder: Path, videos: Sequence[SpooledVideo], shard_rows: int = SHARD_ROWS) -> None:
     """Write both arrays of a part straight from the spool, synced to disk."""
     rows = sum(video.rows for video in videos)
     channels, dtype = videos[0].channels, np.dtype(videos[0].dtype)

@@ -63,7 +63,8 @@ class StoreWriter:
         self._store = store
         self._part_rows = part_rows
         self._spooled_rows = 0
-        self._aliases: list[tuple[str, str]] = []
+        self._aliases: dict[str, str] = {}  # name -> content, to be committed after the spool
+        self._named: dict[str, str] = {}  # what names will mean once all is committed
         self._held = ExitStack()
         self._spool: Spool | None = None
 
@@ -90,8 +91,13 @@ class StoreWriter:
                 self.alias(video.line["name"], content)
                 spool.remove([video])
             else:
-                self._spooled_rows += video.rows
-                self._store.note_spooled(self.spec.fid, content)
+                self._note_spooled(video.line["name"], content, video.rows)
+
+    def _note_spooled(self, name: str, content: str, rows: int) -> None:
+        self._store.note_spooled(self.spec.fid, content)
+        self._spooled_rows += rows
+        self._aliases.pop(name, None)  # the newer meaning wins
+        self._named[name] = content
 
     def __exit__(
         self,
@@ -162,8 +168,7 @@ class StoreWriter:
         }
         with writing(self._store.path):
             self._open_spool().add(line, features, stamps)
-        self._store.note_spooled(self.spec.fid, content_sha256)
-        self._spooled_rows += len(features)
+        self._note_spooled(name, content_sha256, len(features))
         if self._spooled_rows >= self._store.backend.rows_worth_packing(
             self.spec.fid, self._part_rows
         ):
@@ -182,8 +187,9 @@ class StoreWriter:
                 "Add the features first.",
             )
         videos = self._store.videos(self.spec.fid)
-        if not (name in videos and videos.content_of(name) == content_sha256):
-            self._aliases.append((name, content_sha256))
+        known = videos.content_of(name) if name in videos else ""
+        if self._named.get(name, known) != content_sha256:
+            self._aliases[name] = self._named[name] = content_sha256
 
     def record(self, row: LedgerRow) -> None:
         """Write a line of the ledger."""
@@ -200,6 +206,7 @@ class StoreWriter:
             commit = self._commit(videos)
             self._store.backend.publish(self.spec, commit, videos, spool.folder)
             self._aliases.clear()
+            self._named.clear()
             spool.remove(videos)
         self._spooled_rows = 0
         self._store.note_committed(self.spec.fid, [v.line["content_sha256"] for v in videos])
@@ -215,7 +222,7 @@ class StoreWriter:
             dtype=self.spec.stored_dtype if videos else "",
             rows=first_row,
             videos=columns(lines),
-            aliases=list(self._aliases),
+            aliases=list(self._aliases.items()),
         )
 
     def _open_spool(self) -> Spool:

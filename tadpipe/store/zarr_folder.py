@@ -47,17 +47,29 @@ STALE_SEC = 3600.0  # half-written files of this age belong to nobody living
 class ZarrFolder(Backend):
     """The Zarr kind of store."""
 
-    def __init__(self, path: Path, part_shard_rows: int = shards.SHARD_ROWS) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = self.work = path
-        self._shard_rows = part_shard_rows
-        version = shards.read_metadata(path).get("attributes", {}).get(VERSION_KEY)
-        check_version(version, path)
+        is_group = (path / "zarr.json").exists()
+        attributes = shards.read_metadata(path).get("attributes", {}) if is_group else {}
+        check_version(attributes.get(VERSION_KEY), path)
 
     @classmethod
     def create(cls, path: Path) -> None:
-        """Make an empty store; one that is there stays as it is."""
+        """Make an empty store; one that is there stays as it is.
+
+        Raises:
+            StoreError: the folder holds other things.
+        """
+        there = list(path.iterdir()) if path.is_dir() else []
+        # A half-written zarr.json is what a killed attempt to do this leaves.
+        strange = [entry for entry in there if not entry.name.startswith(".zarr.json-")]
+        if strange and not (path / "zarr.json").exists():
+            raise StoreError(
+                "This folder is not empty and not a feature store.",
+                str(path),
+                "Name another path.",
+            )
         with writing(path):
-            _write_group(path / "features", {})
             _write_group(path, {VERSION_KEY: FORMAT_VERSION})
 
     def specs(self) -> dict[str, FeatureSpec]:
@@ -152,13 +164,14 @@ class ZarrFolder(Backend):
         folder: Path,
     ) -> None:
         home = self.path / "features" / spec.fid
-        for group in (home / "parts", home):
-            _write_group(group, group_attributes(spec) if group == home else {})
+        _write_group(self.path / "features", {})
+        _write_group(home, group_attributes(spec))
+        _write_group(home / "parts", {})
         if videos:
             building = folder / "building"
             if building.exists():  # of this writer, interrupted
                 shutil.rmtree(building)
-            shards.write_part(building, videos, self._shard_rows)
+            shards.write_part(building, videos)
             _write_group(building, {})
             os.rename(building, self._part(spec.fid, commit.id))
             sync_folder(home / "parts")
