@@ -37,6 +37,9 @@ class Backbone(Protocol):
     def feature_map(self, clips: Tensor) -> Tensor:
         """clips [N, 3, F, H, W] -> dense features [N, C, t, h, w] float32."""
 
+    def set_clip_len(self, clip_len: int) -> None:
+        """Take clips of another length; ConfigError where the architecture does not allow it."""
+
     def builder_arguments(self) -> dict[str, Any]:
         """The keyword arguments that make the builder build this backbone again (JSON values)."""
 

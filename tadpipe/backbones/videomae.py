@@ -180,19 +180,14 @@ class VideoMAE(nn.Module):
         super().__init__()
         if dim % heads:
             raise ConfigError("The width must be a multiple of the heads.", f"{dim}, {heads} heads")
-        if clip_len % tubelet_len:
-            raise ConfigError(
-                "Frames per clip must be a multiple of frames per token.",
-                f"clip_len = {clip_len}, tubelet_len = {tubelet_len}",
-            )
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.name = name
         self.pixels = pixels
-        self.clip_len = clip_len
         self.out_channels = dim
         self.weights_sha256 = ""
         self.patch_size = patch_size
-        self.table_grid = (clip_len // tubelet_len, height // patch_size, width // patch_size)
+        self.tubelet_len = tubelet_len
+        self.table_side = (height // patch_size, width // patch_size)
         self.num_classes = num_classes
         self.init_values = init_values
         self.drop_path = drop_path
@@ -212,8 +207,9 @@ class VideoMAE(nn.Module):
         )
         self.fc_norm = nn.LayerNorm(dim, eps=fc_norm_eps)
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self.clip_len = 0
         self.pos_table: Tensor  # [1, N, D]
-        self.reset_buffers()
+        self.set_clip_len(clip_len)
         self._initialise(head_scale)
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -258,6 +254,11 @@ class VideoMAE(nn.Module):
             )
         return self.table_grid[0], shape[3] // self.patch_size, shape[4] // self.patch_size
 
+    @property
+    def table_grid(self) -> tuple[int, int, int]:
+        """Tokens (t, h, w) that the position table is made for."""
+        return (self.clip_len // self.tubelet_len, *self.table_side)
+
     def position_table(self, grid: tuple[int, int, int]) -> Tensor:
         """Positions [1, N, D] for a token grid; other heights and widths are interpolated.
 
@@ -275,7 +276,24 @@ class VideoMAE(nn.Module):
         """Compute the position table, which is no part of the state dict."""
         t, h, w = self.table_grid
         table = sinusoid_table(t * h * w, self.out_channels)
+        weight = self.patch_embed.proj.weight
+        if not weight.is_meta:  # weights built on "meta" come later
+            table = table.to(weight.device)
         self.register_buffer("pos_table", table, persistent=False)
+
+    def set_clip_len(self, clip_len: int) -> None:
+        """Take clips of another length: the weights fit any, the position table is made anew.
+
+        Raises:
+            ConfigError: not a multiple of the tubelet length.
+        """
+        if clip_len < 1 or clip_len % self.tubelet_len:
+            raise ConfigError(
+                "Frames per clip must be a multiple of frames per token.",
+                f"clip_len = {clip_len}, tubelet_len = {self.tubelet_len}",
+            )
+        self.clip_len = clip_len
+        self.reset_buffers()
 
     def builder_arguments(self) -> dict[str, float]:
         """Keyword arguments with which this size's builder builds the same model again."""

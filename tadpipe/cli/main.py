@@ -14,7 +14,6 @@ from importlib import import_module
 import click
 
 from tadpipe import __version__
-from tadpipe.cli.options import Invocation
 from tadpipe.errors import TadpipeError
 from tadpipe.registry import nearest
 
@@ -73,47 +72,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors are shown, not raised."""
-    invocation = Invocation()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Looked for by hand: a usage error ends the parsing before click has read them.
+    debug, as_json = "--debug" in given, "--json" in given
     try:
-        outcome = cli.main(
-            args=None if arguments is None else list(arguments),
-            prog_name="tadpipe",
-            obj=invocation,
-            standalone_mode=False,
-        )
+        outcome = cli.main(args=given, prog_name="tadpipe", standalone_mode=False)
         return outcome if isinstance(outcome, int) else 0
     except click.ClickException as error:
-        if invocation.as_json:
-            _show(invocation, "usage", error.format_message(), error.exit_code)
-        else:
+        if not as_json:
             error.show()
-        return error.exit_code
+            return error.exit_code
+        return _show("UsageError", error.format_message(), error.exit_code, as_json)
     except (click.Abort, KeyboardInterrupt):
         text = "Interrupted. What was finished is kept; run the same command again to go on."
-        return _show(invocation, "Interrupted", text, 1)
+        return _show("Interrupted", text, 1, as_json)
     except TadpipeError as error:
-        if invocation.debug:
+        if debug:
             raise
-        return _show(invocation, type(error).__name__, str(error), error.exit_code)
+        return _show(type(error).__name__, str(error), error.exit_code, as_json)
     except BrokenPipeError:
         sys.stderr.close()
         return 1
     except Exception as error:
-        if invocation.debug:
+        if debug:
             raise
         text = (
             f"Unexpected {type(error).__name__}: {error}\n"
             "  This is a defect of tadpipe. Run again with --debug and report the traceback."
         )
-        return _show(invocation, type(error).__name__, text, 1)
+        return _show(type(error).__name__, text, 1, as_json)
 
 
-def _show(invocation: Invocation, kind: str, text: str, exit_code: int) -> int:
-    printable = text.encode(sys.stderr.encoding or "utf-8", "backslashreplace").decode(
-        sys.stderr.encoding or "utf-8"
-    )
-    click.echo(f"Error: {printable}" if kind != "Interrupted" else printable, err=True)
-    if invocation.as_json:
+def _show(kind: str, text: str, exit_code: int, as_json: bool) -> int:
+    """An error on stderr, and as the one JSON document on stdout where that was asked for."""
+    encoding = sys.stderr.encoding or "utf-8"
+    printable = text.encode(encoding, "backslashreplace").decode(encoding)
+    click.echo(printable if kind == "Interrupted" else f"Error: {printable}", err=True)
+    if as_json:
         document = {"error": {"kind": kind, "message": text, "exit_code": exit_code}}
         click.echo(json.dumps(document, ensure_ascii=True))
     return exit_code

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
@@ -19,40 +18,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
-@dataclass
-class Invocation:
-    """What the outermost error handler must know of the command that ran."""
-
-    debug: bool = False
-    as_json: bool = False
-
-
-def _remember(field: str) -> Callable[[click.Context, click.Parameter, bool], bool]:
-    def callback(context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
-        invocation = context.find_object(Invocation)
-        if invocation is not None and value:
-            setattr(invocation, field, True)
-        return value
-
-    return callback
-
-
 def shared_options(function: F) -> F:
-    """--json (passed on as `as_json`) and --debug (kept for the error handler)."""
+    """--json (passed on as `as_json`) and --debug; `cli.main` looks for both where errors end."""
     for option in (
         click.option(
-            "--debug",
-            is_flag=True,
-            expose_value=False,
-            callback=_remember("debug"),
-            help="Show the traceback of an error.",
+            "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
         ),
         click.option(
-            "--json",
-            "as_json",
-            is_flag=True,
-            callback=_remember("as_json"),
-            help="Print the result as one JSON document.",
+            "--json", "as_json", is_flag=True, help="Print the result as one JSON document."
         ),
     ):
         function = option(function)

@@ -169,4 +169,5 @@ def _load_backbone(
     if isinstance(place, Path):
         remember_weights(spec.weights_sha256, place)
     backbone.pixels = spec.pixels
+    backbone.set_clip_len(spec.clip_len)
     return backbone

@@ -99,13 +99,15 @@ def extract(
     model = load_backbone(backbone, weights, device=device, dtype=dtype, compile=compile, seed=seed)
     if weights is not None and weights != "random":
         remember_weights(model.weights_sha256, Path(weights))
+    if clip_len is not None:
+        model.set_clip_len(clip_len)
     if pixels is not None:
         model.pixels = _recipe(pixels, model.pixels.size)
     spec = FeatureSpec(
         backbone=backbone,
         weights_sha256=model.weights_sha256,
         channels=model.out_channels,
-        clip_len=clip_len or model.clip_len,
+        clip_len=model.clip_len,
         stride=stride,
         pixels=model.pixels,
         frame_interval=frame_interval,

@@ -11,7 +11,14 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from tadpipe.backbones import BACKBONES
-from tadpipe.backbones.videomae import Attention, Block, PatchEmbed, VideoMAE, sinusoid_table
+from tadpipe.backbones.videomae import (
+    Attention,
+    Block,
+    PatchEmbed,
+    VideoMAE,
+    sinusoid_table,
+    videomae_tiny,
+)
 from tadpipe.config import PixelRecipe
 from tadpipe.errors import ConfigError
 from tadpipe.registry import resolve
@@ -299,3 +306,25 @@ def test_widths_and_frames_that_do_not_divide_are_refused() -> None:
         VideoMAE(name="x", pixels=pixels, dim=10, depth=1, heads=3, mlp_dim=8)
     with pytest.raises(ConfigError, match="multiple of frames per token"):
         VideoMAE(name="x", pixels=pixels, dim=6, depth=1, heads=3, mlp_dim=8, clip_len=5)
+
+
+def test_clip_length_can_be_changed_without_other_weights() -> None:
+    torch.manual_seed(0)
+    model = videomae_tiny().eval()
+    fresh = VideoMAE(
+        name="videomae-tiny",
+        pixels=model.pixels,
+        image_size=64,
+        dim=96,
+        depth=4,
+        heads=3,
+        mlp_dim=384,
+        clip_len=8,
+    ).eval()
+    fresh.load_state_dict(model.state_dict())
+    model.set_clip_len(8)
+    clips = torch.rand(2, 3, 8, 64, 64)
+    assert model.clip_len == 8
+    assert torch.equal(model(clips), fresh(clips))
+    with pytest.raises(ConfigError, match="multiple"):
+        model.set_clip_len(7)
