@@ -4,4 +4,5 @@ DETECTORS = {
     "actionformer": "tadpipe.detectors.actionformer:ActionFormer",
     "etad": "tadpipe.detectors.etad:Etad",
     "etad-opentad": "tadpipe.detectors.etad_opentad:EtadOpenTad",
+    "tridet": "tadpipe.detectors.tridet:TriDet",
 }

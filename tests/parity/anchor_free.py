@@ -7,7 +7,7 @@ What differs between detectors is one row of `anchor_free_families.FAMILIES`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,22 +65,29 @@ def run(case: Case) -> None:
 
 
 def run_outputs(case: Case, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    seen: dict[str, list[Tensor]] = {}
+    outputs, seen = watched(model, batch)
+    raw = family_of(case).raw(outputs, seen)
+    for name, levels in (raw | {"backbone": seen["backbone"][0], "neck": seen["neck"]}).items():
+        for level, ours in enumerate(levels):
+            case.check(f"a_{name}_l{level}", ours, **OUTPUTS)
+    for level, (mask, points) in enumerate(zip(outputs.masks, outputs.points, strict=True)):
+        case.check(f"a_mask_l{level}", mask)
+        case.check(f"a_points_l{level}", points)
+
+
+def watched(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Any, dict[str, Any]]:
+    """Outputs in eval mode, and what each direct child of the model returned, by its name."""
+    seen: dict[str, Any] = {}
     hooks = [
-        model.backbone.register_forward_hook(lambda _m, _i, out: seen.update(backbone=out[0])),
-        model.neck.register_forward_hook(lambda _m, _i, out: seen.update(neck=out)),
+        child.register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: out}))
+        for name, child in model.named_children()
     ]
     model.eval()
     with torch.no_grad():
         outputs = model(*batch)
     for hook in hooks:
         hook.remove()
-    for name, levels in (family_of(case).raw(outputs) | seen).items():
-        for level, ours in enumerate(levels):
-            case.check(f"a_{name}_l{level}", ours, **OUTPUTS)
-    for level, (mask, points) in enumerate(zip(outputs.masks, outputs.points, strict=True)):
-        case.check(f"a_mask_l{level}", mask)
-        case.check(f"a_points_l{level}", points)
+    return outputs, seen
 
 
 # --- part b: targets, losses and gradients of two steps ----------------------------------------
@@ -89,7 +96,7 @@ def run_outputs(case: Case, model: nn.Module, batch: tuple[Tensor, Tensor]) -> N
 def run_losses(case: Case, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     without_chance(model).train()
     targets = read_targets(case, batch[0].shape[0])
-    names = [str(name) for name in case.read("b_param_names")]
+    names = our_names(case, case.read("b_param_names"))
     parameters = dict(model.named_parameters())
     case.claim("parameters", sorted(names) == sorted(parameters))
     for step in (1, 2):
@@ -107,8 +114,8 @@ def run_losses(case: Case, model: nn.Module, batch: tuple[Tensor, Tensor]) -> No
         case.check(f"b_step{step}_loss_normalizer", normalizer, rtol=1e-6)
         check_gradients(case, step, names, parameters)
     decay, rest = decay_names(model)
-    case.claim("b_decay_names", set(map(str, case.read("b_decay_names"))) == decay)
-    case.claim("b_no_decay_names", set(map(str, case.read("b_no_decay_names"))) == rest)
+    case.claim("b_decay_names", set(our_names(case, case.read("b_decay_names"))) == decay)
+    case.claim("b_no_decay_names", set(our_names(case, case.read("b_no_decay_names"))) == rest)
 
 
 def check_targets(
@@ -142,8 +149,8 @@ def check_gradients(
     if zero.any():
         case.compare(f"{key} (keys)", norms, stored, where=zero, **ZERO_GRADIENT)
     if step == 1:
-        for name in names:
-            if (key := f"b_grad/{name}") in case:
+        for name, official in zip(names, case.read("b_param_names"), strict=True):
+            if (key := f"b_grad/{official}") in case:
                 # Single elements may cancel: their error is that of the tensor's scale.
                 largest = float(np.abs(case.read(key)).max(initial=0.0))
                 case.check(key, parameters[name].grad, rtol=2e-3, atol=1e-6 + 1e-4 * largest)
@@ -248,13 +255,14 @@ def check_snapshot(
 ) -> None:
     """Every state-dict entry; tensors whose gradient is analytically zero are only noted."""
     noise = set(case.config["not_compared"])
-    stored = {name.removeprefix(prefix) for name in case.arrays if name.startswith(prefix)}
-    case.claim(f"{prefix}*", stored == set(state))
-    for name in sorted(stored & set(state)):
-        if name in noise:
-            case.read(prefix + name)
-        else:
-            case.check(prefix + name, state[name], **close)
+    stored = sorted(name.removeprefix(prefix) for name in case.arrays if name.startswith(prefix))
+    ours = our_names(case, stored)
+    case.claim(f"{prefix}*", set(ours) == set(state))
+    for name, official in zip(ours, stored, strict=True):
+        if official in noise:
+            case.read(prefix + official)
+        elif name in state:
+            case.check(prefix + official, state[name], **close)
 
 
 def record_terms(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -322,6 +330,14 @@ def load(case: Case) -> nn.Module:
     entries = case.config.get("state_dict_parameters", len(model.state_dict()))
     case.claim("strict load", len(model.state_dict()) == entries)
     return model
+
+
+def our_names(case: Case, official: Iterable[Any]) -> list[str]:
+    """Official names of parameters under ours, in the same order."""
+    names = [str(name) for name in official]
+    renamed = list(family_of(case).remap(dict.fromkeys(names, torch.empty(0))))
+    case.claim("names stay apart", len(renamed) == len(names))
+    return renamed
 
 
 def without_chance(model: nn.Module) -> nn.Module:

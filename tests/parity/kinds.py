@@ -17,6 +17,7 @@ KINDS = {
     "nms": "tests.parity.nms",
     "preprocess": "tests.parity.preprocess",
     "sampling": "tests.parity.sampling",
+    "tridet": "tests.parity.anchor_free",
     "videomae": "tests.parity.videomae",
 }
 
@@ -42,8 +43,9 @@ def kind_of(case: Case) -> str:
         return "map"
     if "pixel_values" in arrays or "videomae" in source:
         return "videomae"
-    if "actionformer" in source:
-        return "actionformer"
+    for name in ("actionformer", "tridet"):
+        if name in source:
+            return name
     raise UnknownKindError(
         f"{case.path}: unknown kind of case (folder '{case.path.parent.name}'). "
         f"Known kinds: {', '.join(sorted(KINDS))}."
