@@ -6,6 +6,7 @@ and names them on standard output. It ends when its input ends or its parent is 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import signal
@@ -16,9 +17,9 @@ from typing import NamedTuple, NoReturn
 import av.logging
 import numpy as np
 
-from tadpipe.errors import TadpipeError
+from tadpipe.errors import TadpipeError, VideoError, VideoReason
 from tadpipe.video.messages import LineChannel, Message, error_to_json, probe_to_json
-from tadpipe.video.packets import PacketScan, scan_packets
+from tadpipe.video.packets import PacketScan, scan_packets, shown
 from tadpipe.video.reader import FrameStream, open_frames
 
 PARENT_CHECK_SEC = 1.0
@@ -65,7 +66,7 @@ class Worker:
             path = command["path"]
             stream = open_frames(path, command["decoder"], scan=self._scan(path))
             try:
-                self._deliver(stream)
+                self._deliver(stream, path)
             finally:
                 stream.close()
 
@@ -80,19 +81,27 @@ class Worker:
             self._last_scan = (state, scan)
         return self._last_scan[1]
 
-    def _deliver(self, stream: FrameStream) -> None:
+    def _deliver(self, stream: FrameStream, path: str) -> None:
         """Write frames [H, W, 3] into free slots until the video ends."""
         height, width = stream.probe.height, stream.probe.width
         self.channel.send({"start": [height, width, 3]})
         answer = self._receive()
         slots, slot_bytes = answer["slots"], height * width * 3
-        memory = mmap.mmap(self.ring_fd, slots * slot_bytes)  # unmapped with its last array
-        ring = np.frombuffer(memory, dtype=np.uint8).reshape(slots, height, width, 3)
         failure: TadpipeError | None = None
         try:
+            memory = mmap.mmap(self.ring_fd, slots * slot_bytes)  # unmapped with its last array
+            ring = np.frombuffer(memory, dtype=np.uint8).reshape(slots, height, width, 3)
             self._fill(stream, ring)
         except TadpipeError as error:
             failure = error
+        except (MemoryError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+                raise
+            failure = VideoError(
+                VideoReason.OUT_OF_MEMORY,
+                "There is not enough memory to decode this video.",
+                f"{shown(path)}: {width} x {height} pixels",
+            )
         self.channel.send(
             {
                 "end": error_to_json(failure) if failure else None,
