@@ -33,7 +33,7 @@ VIDEO_FOLDER = "videos"
 DEMO_MINUTES = 20.0
 FPS = 15
 WIDTH, HEIGHT = 128, 96
-VIDEO_SEC = (22.0, 38.0)  # shortest and longest video
+VIDEO_SEC = (18.0, 32.0)  # shortest and longest video
 ACTION_SEC = (1.0, 6.0)  # log-uniform
 IDLE_SEC = (0.6, 2.5)
 DISTRACTOR_SEC = (0.8, 2.0)
@@ -46,32 +46,8 @@ CLUTTER = 5  # dim blobs per video
 CLASSES = ("circle", "sweep", "bounce", "spin", "pulse", "eight")
 DISTRACTORS = ("glide", "turn", "grow", "tremble")
 
-# Actors are unions of boxes (left, top, right, bottom) in units of their radius. No shape and no
-# colour of one split occurs in another.
-SHAPES: dict[str, dict[str, tuple[tuple[float, float, float, float], ...]]] = {
-    "training": {
-        "ell": ((-0.7, -0.9, -0.1, 0.9), (-0.1, 0.3, 0.8, 0.9)),
-        "tee": ((-0.9, -0.8, 0.9, -0.3), (-0.25, -0.3, 0.25, 0.9)),
-        "flag": ((-0.7, -0.9, -0.2, 0.9), (-0.2, -0.9, 0.8, 0.0)),
-        "step": ((-0.9, 0.1, 0.3, 0.7), (-0.1, -0.6, 0.9, 0.1)),
-        "bracket": ((-0.8, -0.9, -0.3, 0.9), (-0.3, -0.9, 0.6, -0.5), (-0.3, 0.5, 0.6, 0.9)),
-    },
-    "validation": {
-        "key": ((-0.9, -0.5, 0.1, 0.5), (0.1, -0.25, 0.9, 0.25)),
-        "chair": ((-0.7, -0.9, -0.2, 0.9), (-0.2, 0.0, 0.7, 0.5)),
-    },
-    "test": {
-        "hook": ((-0.2, -0.9, 0.4, 0.9), (-0.9, 0.3, -0.2, 0.9)),
-        "boot": ((-0.5, -0.9, 0.2, 0.3), (-0.5, 0.3, 0.9, 0.9)),
-        "crane": ((-0.2, -0.9, 0.3, 0.9), (-0.9, -0.7, -0.2, -0.1), (0.3, -0.7, 0.6, -0.4)),
-    },
-}
-BLOB_BOXES = ((-0.9, -0.7, 0.9, 0.7),)
-ACTOR_COLOURS = {
-    "training": ((250, 235, 180), (185, 240, 250), (250, 190, 215)),
-    "validation": ((205, 250, 180),),
-    "test": ((250, 205, 160), (215, 200, 250)),
-}
+Box = tuple[float, float, float, float]  # left, top, right, bottom in units of a shape's radius
+BLOB_BOXES: tuple[Box, ...] = ((-0.9, -0.7, 0.9, 0.7),)
 SPLIT_SHARES = {"training": 0.64, "validation": 0.1, "test": 0.26}
 
 
@@ -115,7 +91,7 @@ class VideoPlan(NamedTuple):
     name: str
     subset: str
     frames: int
-    shape: str
+    actor: tuple[Box, ...]  # the union of these
     colour: tuple[int, int, int]
     events: tuple[Event, ...]
     seed: tuple[int, ...]  # of everything random that is not decided here
@@ -169,6 +145,7 @@ def annotation_document(settings: DemoVideoSettings, plans: list[VideoPlan]) -> 
             "subset": plan.subset,
             "duration": plan.frames / FPS,
             "fps": float(FPS),
+            "actor": {"boxes": plan.actor, "colour": plan.colour},
             "annotations": [
                 {"segment": [event.start / FPS, event.end / FPS], "label": event.label}
                 for event in plan.events
@@ -182,22 +159,16 @@ def annotation_document(settings: DemoVideoSettings, plans: list[VideoPlan]) -> 
         }
         for plan in plans
     }
-    splits = {
-        subset: {
-            "videos": sum(plan.subset == subset for plan in plans),
-            "actors": sorted(SHAPES[subset]),
-            "colours": [list(colour) for colour in ACTOR_COLOURS[subset]],
-        }
-        for subset in SPLIT_SHARES
-    }
+    splits = {subset: sum(plan.subset == subset for plan in plans) for subset in SPLIT_SHARES}
     return {
         "version": "tadpipe demo",
         "demo": {
             "generator": GENERATOR_VERSION,
             "settings": asdict(settings),
             "digest": settings.digest(),
-            "splits": splits,
-            "leakage": "No actor, colour, background or random seed is shared by two splits.",
+            "videos": splits,
+            "leakage": "Every video has an actor, a background, clutter and random numbers of its "
+            "own; the random numbers come from (seed, split, video). Nothing is shared.",
         },
         "database": database,
     }
@@ -220,13 +191,36 @@ def plan_videos(settings: DemoVideoSettings) -> list[VideoPlan]:
                     name=f"demo_{subset}_{i:03d}",
                     subset=subset,
                     frames=frames,
-                    shape=str(rng.choice(sorted(SHAPES[subset]))),
-                    colour=ACTOR_COLOURS[subset][int(rng.integers(len(ACTOR_COLOURS[subset])))],
+                    actor=_actor(rng),
+                    colour=_colour(rng),
                     events=_events(rng, deck, frames),
                     seed=(settings.seed, split, i),
                 )
             )
     return plans
+
+
+def _actor(rng: np.random.Generator) -> tuple[Box, ...]:
+    """A bar with one or two arms that do not balance: its turn can be seen."""
+    left = rng.uniform(-0.6, -0.1)
+    right = left + rng.uniform(0.45, 0.65)
+    boxes = [(left, -0.9, right, 0.9)]
+    first_top = rng.choice((-0.9, 0.3))
+    boxes.append((right, first_top, 0.9, first_top + rng.uniform(0.5, 0.7)))
+    if rng.random() < 0.5:
+        top = rng.uniform(-0.9, 0.5)
+        boxes.append((max(left - 0.4, -0.9), top, left, top + 0.4))
+    mirrored = rng.random() < 0.5
+    return tuple(
+        (float(-x1 if mirrored else x0), float(y0), float(-x0 if mirrored else x1), float(y1))
+        for x0, y0, x1, y1 in boxes
+    )
+
+
+def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
+    """Bright: every channel is above all background and clutter."""
+    red, green, blue = (int(value) for value in rng.integers(180, 256, 3))
+    return red, green, blue
 
 
 def _deck(rng: np.random.Generator, labels: tuple[str, ...]) -> Iterator[str]:
@@ -343,7 +337,7 @@ def _spin(t: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _pulse(t: Floats, rng: np.random.Generator) -> Floats:
-    phase, a = _phase(t, rng, (0.6, 1.0)), rng.uniform(0.25, 0.4)
+    phase, a = _phase(t, rng, (0.6, 1.0)), rng.uniform(0.3, 0.45)
     return np.stack((0 * t, 0 * t, 0 * t, a * np.sin(phase)))
 
 
@@ -375,9 +369,10 @@ class Scene:
         rng = np.random.default_rng(plan.seed)
         self.track = actor_track(plan, rng)
         self.background = _background(rng)
-        self.boxes = SHAPES[plan.subset][plan.shape]
+        self.boxes = plan.actor
         self.colour = np.array(plan.colour, np.float32)
-        self.radius = float(rng.uniform(15.0, 19.0))
+        area = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in plan.actor)
+        self.radius = float(rng.uniform(18.0, 22.0)) / math.sqrt(area)
         self.clutter = [_Blob.random(rng) for _ in range(CLUTTER)]
 
     def frame(self, index: int) -> NDArray[np.uint8]:
@@ -428,7 +423,7 @@ class _Blob:
             phase=rng.uniform(0, 2 * math.pi),
             radius=rng.uniform(6, 14),
             turn=rng.uniform(0, math.pi),
-            colour=rng.uniform(60, 115, 3).astype(np.float32),
+            colour=rng.uniform(55, 105, 3).astype(np.float32),
         )
 
     def at(self, time_sec: float) -> tuple[float, float]:
@@ -442,7 +437,7 @@ def _paint(
     place: tuple[float, float],
     radius: float,
     turn: float,
-    boxes: tuple[tuple[float, float, float, float], ...],
+    boxes: tuple[Box, ...],
     colour: NDArray[np.float32],
 ) -> None:
     """Blend a shape into the picture; its edges are one pixel soft."""

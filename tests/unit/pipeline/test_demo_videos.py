@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,9 @@ import pytest
 from tadpipe.annotations import load_annotations
 from tadpipe.errors import ConfigError
 from tadpipe.pipeline.demo_videos import (
-    ACTOR_COLOURS,
     CLASSES,
     FPS,
     HEIGHT,
-    SHAPES,
     WIDTH,
     DemoVideoSettings,
     Scene,
@@ -100,18 +97,14 @@ def test_interrupted_encoding_leaves_no_file(
     assert list((tmp_path / "videos").iterdir()) == []
 
 
-def test_splits_share_no_actor_and_no_colour(made: Path) -> None:
-    for table in (SHAPES, ACTOR_COLOURS):
-        values = [str(value) for subset in SUBSETS for value in table[subset]]
-        assert len(values) == len(set(values))
-    boxes = [boxes for subset in SUBSETS for boxes in SHAPES[subset].values()]
-    assert len(boxes) == len(set(boxes))
-    stated = json.loads((made / "annotations.json").read_text())["demo"]["splits"]
-    assert stated["test"]["actors"] == sorted(SHAPES["test"])
-
-
 def default_plans(seed: int) -> list[VideoPlan]:
     return plan_videos(DemoVideoSettings(seed=seed))
+
+
+def test_no_two_videos_share_an_actor_or_a_background() -> None:
+    plans = default_plans(0)
+    assert len({plan.actor for plan in plans}) == len(plans)
+    assert len({Scene(plan).background.tobytes() for plan in plans}) == len(plans)
 
 
 def test_every_class_is_equally_frequent_in_every_split() -> None:
