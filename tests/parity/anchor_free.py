@@ -8,7 +8,7 @@ What differs between detectors is one row of `anchor_free_families.FAMILIES`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -165,7 +165,7 @@ def gradient_norm(parameter: nn.Parameter) -> float:
 
 def run_detections(case: Case, model: nn.Module) -> None:
     model.eval()
-    config = nms_config(case)
+    config = nms_config(case.config["model"]["test_cfg"], family_of(case).vote_weight)
     video = 0
     while f"c_scores_{video}" in case:
         feats = case.tensor(f"feats_{video}")
@@ -173,18 +173,21 @@ def run_detections(case: Case, model: nn.Module) -> None:
         with torch.no_grad():
             outputs = model(*pad([feats], length))
         candidates = model.decode(outputs)[0]
-        check_detections(case, "c_cand_", video, candidates, GRID_ATOL)
+        check_detections(case, "c_cand_{}_" + str(video), candidates, GRID_ATOL)
         found = batched_nms(candidates, config)
         segments = to_seconds(found.segments, case.read(f"c_meta_{video}"), feats.shape[1])
-        check_detections(case, "c_", video, found._replace(segments=segments), SECONDS_ATOL)
+        found = found._replace(segments=segments)
+        check_detections(case, "c_{}_" + str(video), found, SECONDS_ATOL)
         video += 1
 
 
-def check_detections(
-    case: Case, prefix: str, video: int, ours: GridDetections, segment_atol: float
-) -> None:
-    """Rows whose scores are equal to rounding may have swapped places; pair them up first."""
-    names = [f"{prefix}{kind}_{video}" for kind in ("segments", "scores", "labels")]
+def check_detections(case: Case, name: str, ours: GridDetections, segment_atol: float) -> None:
+    """Rows whose scores are equal to rounding may have swapped places; pair them up first.
+
+    Args:
+        name: of the stored arrays, with {} for segments, scores and labels.
+    """
+    names = [name.format(kind) for kind in ("segments", "scores", "labels")]
     segments, scores, labels = (case.read(name) for name in names)
     order = np.arange(len(ours.scores))
     if len(order) == len(scores):
@@ -319,13 +322,7 @@ def run_truncate(case: Case) -> None:
 def load(case: Case) -> nn.Module:
     """The detector with the stored weights, loaded strictly."""
     family = family_of(case)
-    test = case.config["model"]["test_cfg"]
-    decode = DecodeConfig(
-        pre_nms_threshold=test["pre_nms_thresh"],
-        pre_nms_topk=test["pre_nms_topk"],
-        min_length_grid=test["duration_thresh"],
-    )
-    model = family.build(case.config["model"], decode)
+    model = family.build(case.config["model"], decode_config(case.config["model"]["test_cfg"]))
     load_strictly(model, family.remap(case.weights()), str(case.path))
     entries = case.config.get("state_dict_parameters", len(model.state_dict()))
     case.claim("strict load", len(model.state_dict()) == entries)
@@ -350,8 +347,15 @@ def without_chance(model: nn.Module) -> nn.Module:
     return model
 
 
-def nms_config(case: Case) -> NmsConfig:
-    test = case.config["model"]["test_cfg"]
+def decode_config(test: Official) -> DecodeConfig:
+    return DecodeConfig(
+        pre_nms_threshold=test["pre_nms_thresh"],
+        pre_nms_topk=test["pre_nms_topk"],
+        min_length_grid=test["duration_thresh"],
+    )
+
+
+def nms_config(test: Official, vote_weight: Literal["score*tiou", "score"]) -> NmsConfig:
     return NmsConfig(
         method=test["nms_method"],
         sigma=test["nms_sigma"],
@@ -360,7 +364,7 @@ def nms_config(case: Case) -> NmsConfig:
         max_segments=test["max_seg_num"],
         multiclass=test["multiclass_nms"],
         vote_threshold=max(test["voting_thresh"], 0.0),
-        vote_weight=family_of(case).vote_weight,  # type: ignore[arg-type]  # one of the literals
+        vote_weight=vote_weight,
     )
 
 

@@ -7,7 +7,7 @@ official keys are renamed and what a vote weighs in NMS.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ class Family(NamedTuple):
     build: Callable[[Official, DecodeConfig], nn.Module]
     raw: Raw  # a_<name>_l<level>, from the outputs and what the model's children returned
     remap: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-    vote_weight: str
+    vote_weight: Literal["score*tiou", "score"]
 
 
 def actionformer(model: Official, decode: DecodeConfig) -> ActionFormer:
