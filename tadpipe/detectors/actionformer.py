@@ -266,24 +266,24 @@ class MaskedAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm block of attention and MLP; with a stride it goes down one level."""
+    """Pre-norm block of attention and MLP; with a stride it goes down one level.
+
+    Args:
+        attn: maps ([B, C, T], mask [B, T]) to the same pair at `stride`, zero at padded steps.
+    """
 
     def __init__(
         self,
         channels: int,
-        num_heads: int,
+        attn: nn.Module,
         *,
-        window: int,
         stride: int,
-        rel_pos: bool,
         dropout: float,
         drop_path_prob: float,
     ) -> None:
         super().__init__()
         self.ln1 = ChannelNorm(channels)
-        self.attn = MaskedAttention(
-            channels, num_heads, window=window, stride=stride, rel_pos=rel_pos, dropout=dropout
-        )
+        self.attn = attn
         self.pool = (
             nn.MaxPool1d(stride + 1, stride, (stride + 1) // 2) if stride > 1 else nn.Identity()
         )
@@ -468,12 +468,18 @@ def _block(config: ActionFormerConfig, level: int, stride: int) -> nn.Module:
     """A block that ends on `level`."""
     if config.backbone == "conv":
         return ConvBlock(config.width, stride=stride)
-    return TransformerBlock(
+    attention = MaskedAttention(
         config.width,
         config.num_heads,
         window=config.windows[level],
         stride=stride,
         rel_pos=config.rel_pos,
+        dropout=config.dropout,
+    )
+    return TransformerBlock(
+        config.width,
+        attention,
+        stride=stride,
         dropout=config.dropout,
         drop_path_prob=config.drop_path,
     )

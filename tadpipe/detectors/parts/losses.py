@@ -18,7 +18,7 @@ def sigmoid_focal_loss(
     logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
     """Focal loss (Lin et al., 2017) with targets in [0, 1], element-wise."""
-    logits = logits.float()
+    logits = _single_or_double(logits)
     prob = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     prob_true = prob * targets + (1 - prob) * (1 - targets)
@@ -35,7 +35,7 @@ def smooth_labels(targets: Tensor, smoothing: float) -> Tensor:
 
 def offset_iou(pred: Tensor, target: Tensor) -> Tensor:
     """tIoU of segments around one point, [P, 2], [P, 2] -> [P]."""
-    shared, united, _ = _extents(pred.float(), target)
+    shared, united, _ = _extents(_single_or_double(pred), target)
     return shared / united.clamp(min=EPS)
 
 
@@ -45,14 +45,14 @@ def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
     Segments around one point always touch, so the enclosing segment is their union but for
     offsets below 0.
     """
-    shared, united, enclosing = _extents(pred.float(), target)
+    shared, united, enclosing = _extents(_single_or_double(pred), target)
     gap = (enclosing - united) / enclosing.clamp(min=EPS)
     return 1 - shared / united.clamp(min=EPS) + gap
 
 
 def diou_loss(pred: Tensor, target: Tensor) -> Tensor:
     """1 - DIoU (Zheng et al., 2020), [P, 2], [P, 2] -> [P]."""
-    pred = pred.float()
+    pred = _single_or_double(pred)
     shared, united, enclosing = _extents(pred, target)
     # Distance of the two centres, (right - left) / 2 each.
     centre_gap = 0.5 * (pred[:, 1] - pred[:, 0] - target[:, 1] + target[:, 0])
@@ -86,3 +86,8 @@ def _extents(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     united = pred.sum(-1) + target.sum(-1) - shared
     enclosing = torch.maximum(pred, target).sum(-1)
     return shared, united, enclosing
+
+
+def _single_or_double(x: Tensor) -> Tensor:
+    """Half precision is too coarse for a loss; double stays double."""
+    return x if x.dtype == torch.float64 else x.float()

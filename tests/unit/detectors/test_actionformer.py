@@ -144,9 +144,8 @@ def test_memory_of_local_attention_grows_linearly(rel_pos: bool) -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_padded_steps_are_zero_after_a_block(stride: int) -> None:
-    block = TransformerBlock(
-        8, 2, window=5, stride=stride, rel_pos=False, dropout=0.0, drop_path_prob=0.1
-    )
+    attention = MaskedAttention(8, 2, window=5, stride=stride, rel_pos=False, dropout=0.0)
+    block = TransformerBlock(8, attention, stride=stride, dropout=0.0, drop_path_prob=0.1)
     x, mask = window((11,), 32, channels=8)
     out, strided = block(x + 1.0, mask)
     assert int(strided.sum()) == -(-11 // stride)
