@@ -2,6 +2,7 @@
 
 DETECTORS = {
     "actionformer": "tadpipe.detectors.actionformer:ActionFormer",
+    "asl": "tadpipe.detectors.asl:Asl",
     "etad": "tadpipe.detectors.etad:Etad",
     "etad-opentad": "tadpipe.detectors.etad_opentad:EtadOpenTad",
     "tridet": "tadpipe.detectors.tridet:TriDet",

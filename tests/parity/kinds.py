@@ -11,6 +11,7 @@ from tests.parity.case import Case, Runner
 
 KINDS = {
     "actionformer": "tests.parity.anchor_free",
+    "asl": "tests.parity.asl",
     "etad": "tests.parity.etad",
     "frame_indices": "tests.parity.frame_indices",
     "map": "tests.parity.detection_map",
