@@ -177,8 +177,12 @@ class ClipBatches:
                 f"{self.plan.span_frames}",
                 "Use a smaller --clip-len, or --anchor centre, which repeats edge frames.",
             )
-        times = tuple(video.probe.times_sec[:used])
-        video.probe = replace(video.probe, frames=used, times_sec=times)
+        delivered = self.decoder.delivered
+        if self.fps is None and delivered is not None:
+            video.probe = delivered  # not every packet is a picture in some files
+        else:
+            times = tuple(video.probe.times_sec[:used])
+            video.probe = replace(video.probe, frames=used, times_sec=times)
 
 
 def _take_complete(waiting: list[VideoRows]) -> Iterator[VideoRows]:
