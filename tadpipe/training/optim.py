@@ -52,8 +52,8 @@ class OptimConfig:
 def decay_names(model: nn.Module) -> tuple[set[str], set[str]]:
     """Names of the parameters with and without weight decay.
 
-    Weights of convolutions and linear layers decay; biases, norms, scales and relative position
-    tables do not.
+    Weights of convolutions and linear layers decay, and the parameters that a module of another
+    kind names in `decayed`; biases, norms, scales and relative position tables do not.
     """
     decay: set[str] = set()
     rest: set[str] = set()
@@ -61,6 +61,7 @@ def decay_names(model: nn.Module) -> tuple[set[str], set[str]]:
         for name, _ in module.named_parameters(recurse=False):
             full = f"{module_name}.{name}" if module_name else name
             is_weight = isinstance(module, (_ConvNd, nn.Linear)) and name == "weight"
+            is_weight = is_weight or name in getattr(module, "decayed", ())
             (decay if is_weight else rest).add(full)
     return decay, rest
 

@@ -12,6 +12,7 @@ from tests.parity.case import Case, Runner
 KINDS = {
     "actionformer": "tests.parity.anchor_free",
     "asl": "tests.parity.asl",
+    "cltdr_gmg": "tests.parity.cltdr_gmg",
     "etad": "tests.parity.etad",
     "frame_indices": "tests.parity.frame_indices",
     "map": "tests.parity.detection_map",
@@ -44,6 +45,8 @@ def kind_of(case: Case) -> str:
         return "map"
     if "pixel_values" in arrays or "videomae" in source:
         return "videomae"
+    if "cltdr" in source:
+        return "cltdr_gmg"
     for name in ("actionformer", "tridet"):
         if name in source:
             return name

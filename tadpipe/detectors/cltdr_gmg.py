@@ -1,0 +1,602 @@
+"""CLTDR-GMG: Temporal Action Localization with Cross Layer Task Decoupling and Refinement.
+
+Li et al., AAAI 2025. Order: CltdrGmgConfig -> GmgMixer (encoder, Eq. 1-4) -> CrossLayerAttention, CrossLayerFusion,
+RefineHead (decoder, Eq. 5-12) -> varifocal_loss (Eq. 13) -> CltdrGmg -> remap_official_keys.
+Shapes: B batch, C channels, T feature-grid length, L levels of lengths T_l and strides 2^l, K
+classes, N points of all levels, J = num_bins + 1 bins of a boundary.
+Paper and release differ in many points; this is the release, the differences are named where they
+are. Nothing inside a block or between levels is masked, so the padded length is an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tadpipe.detectors.actionformer import ConvBlock
+from tadpipe.detectors.actionformer import remap_official_keys as unwrap_checkpoint
+from tadpipe.detectors.parts.assign import assign, positive_mask
+from tadpipe.detectors.parts.conv import MaskedConv1d, PointwiseConv1d
+from tadpipe.detectors.parts.decode import DecodeConfig, decode_levels
+from tadpipe.detectors.parts.heads import ClassHead, RegressionHead, make_trunk, run_trunk
+from tadpipe.detectors.parts.losses import (
+    LossNormalizer,
+    regression_weight,
+    sigmoid_focal_loss,
+)
+from tadpipe.detectors.parts.pyramid import (
+    PyramidEncoder,
+    check_length,
+    make_neck,
+    make_points,
+)
+from tadpipe.detectors.protocol import AnchorFreeOutputs, GridDetections, Targets
+from tadpipe.detectors.tridet import (
+    DepthwiseConv1d,
+    SgpBlock,
+    check_pooling,
+    check_pyramid,
+    expected_offsets,
+    full_padded_len,
+    group_losses,
+    name_mixer,
+    per_level,
+)
+from tadpipe.errors import ConfigError
+
+SCALE_FACTOR = 2  # step between levels; the cross-layer modules know no other
+FILTER_INIT_STD = 0.02  # of the weights and biases of the frequency filter
+SHRINKAGE = 1e-3  # threshold below which the filter is zero
+SHIFT_KERNEL = 7  # of the convolutions that shift the boundaries
+REFINED_SHARE, COARSE_SHARE = 0.7, 0.3  # of the two groups of losses
+
+
+@dataclass(frozen=True)
+class CltdrGmgConfig:
+    """CLTDR-GMG's model and losses; the defaults are those of the THUMOS14 I3D recipe."""
+
+    in_channels: int  # C of the features
+    num_classes: int  # K
+    window_len: int = 2304  # grid steps of a training window, and what shorter videos are padded to
+    backbone: Literal["gmg", "conv"] = "gmg"  # "conv" is ActionFormer's ablation
+    embed_layers: int = 2  # convolutions before the stem
+    stem_layers: int = 2  # blocks at full resolution
+    branch_layers: int = 5  # blocks that go down by 2, one per further level
+    embed_dim: int = 512  # width C of encoder and neck, a multiple of 16
+    embed_kernel: int = 3  # kernel of the embedding convolutions
+    embed_norm: bool = True  # channel norm in the embedding
+    local_windows: int | tuple[int, ...] = 1  # w per level; the stem has 1, the first only pads
+    mlp_dim: int = 768  # hidden width of the MLP of a block
+    downsample: Literal["max", "avg"] = (
+        "max"  # pooling between levels; "avg" adds a 1x1 convolution
+    )
+    conv_init_std: float = 0.0  # start of a block's depth-wise weights
+    abs_pos: bool = False  # add a sinusoid position table after the embedding
+    neck: Literal["identity", "fpn"] = "identity"  # "fpn" adds the top-down path
+    neck_norm: bool = True  # channel norm in the neck
+    regression_ranges: tuple[tuple[float, float], ...] = (
+        (0.0, 4.0),
+        (4.0, 8.0),
+        (8.0, 16.0),
+        (16.0, 32.0),
+        (32.0, 64.0),
+        (64.0, 10000.0),
+    )  # offsets each level answers for, grid steps, both ends included
+    head_dim: int = 512  # width of the heads
+    head_kernel: int = 3  # kernel of the class, regression and refinement heads
+    head_layers: int = 3  # convolutions of a head, the last one included
+    head_norm: bool = True  # channel norm in the heads
+    trident: bool = True  # boundaries as expectations over bins; else plain offsets, not refined
+    boundary_kernel: int = 3  # kernel of the start and end heads
+    num_bins: int = 16  # farthest coarse boundary of a point, in level strides
+    cls_loss: Literal["varifocal", "focal"] = "focal"  # of the refined scores
+    iou_power: float = 0.2  # a positive's refined class loss is multiplied by tIoU to this power
+    max_buffer_len_factor: float = 6.0  # longest input, in windows
+    centre_radius: float = 1.5  # centre sampling, in level strides; 0 = all points of an action
+    loss_weight: float = 1.0  # of the regression loss; <= 0 balances it with the classification
+    prior_prob: float = 0.01  # class probability at the start; 0 = no prior
+    empty_classes: tuple[int, ...] = ()  # classes without annotation, held near probability 0
+    label_smoothing: float = 0.0  # e: class targets y become y (1 - e) + e / (K + 1)
+    input_noise: float = 0.05  # deviation of the noise on training features, padded steps too
+    drop_path: float = 0.1  # stochastic depth; 0 also leaves the residual scales out
+    init_loss_norm: float = 100.0  # start of the loss normaliser, positives per batch
+
+    def __post_init__(self) -> None:
+        check_pyramid(
+            width=self.embed_dim,
+            windows=self.windows,
+            branch_layers=self.branch_layers,
+            scale_factor=SCALE_FACTOR,
+            window_len=self.window_len,
+            regression_ranges=self.regression_ranges,
+            kernels=(self.embed_kernel, self.head_kernel, self.boundary_kernel),
+        )
+        check_pooling(self.downsample, SCALE_FACTOR)
+        if self.trident and self.num_bins < 1:
+            raise ConfigError("The Trident head needs bins.", f"num_bins = {self.num_bins}")
+        if self.input_noise < 0:
+            raise ConfigError("Noise is not negative.", f"input_noise = {self.input_noise}")
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """w of every encoder level."""
+        return per_level(self.local_windows, self.branch_layers + 1)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the levels."""
+        return tuple(SCALE_FACTOR**level for level in range(self.branch_layers + 1))
+
+
+# --- encoder -----------------------------------------------------------------------------------
+
+
+class GmgMixer(nn.Module):
+    """Gated multi-granularity: instant, local and global branch (Eq. 1-4).
+
+    The release has no ReLU gates, a filter of one complex scale and shift per channel in place of
+    convolutions, a per-channel scale and shift as the fully connected layer, and it shrinks small
+    filter values to zero.
+    """
+
+    decayed = ("w1", "w2")  # weights of the filter decay like those of convolutions
+
+    def __init__(self, channels: int, *, window: int, init_std: float) -> None:
+        super().__init__()
+        # Real and imaginary parts of the filter's two layers.
+        self.w1 = nn.Parameter(FILTER_INIT_STD * torch.randn(2, channels, 1))
+        self.w2 = nn.Parameter(FILTER_INIT_STD * torch.randn(2, channels, 1))
+        self.b1 = nn.Parameter(FILTER_INIT_STD * torch.randn(2, channels))
+        self.b2 = nn.Parameter(FILTER_INIT_STD * torch.randn(2, channels))
+        self.fc = DepthwiseConv1d(channels, 1, init_std=init_std)
+        self.convw = DepthwiseConv1d(channels, window, init_std=init_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, C, T]."""
+        everywhere = self._global(x)
+        local = self.convw(x) * everywhere
+        return self.fc(x) * local + local + everywhere + x  # Eq. 4
+
+    def _global(self, x: Tensor) -> Tensor:
+        """The spectrum times a filter computed from it, back in time; float32 throughout."""
+        with torch.autocast(x.device.type, enabled=False):
+            spectrum = torch.fft.rfft(x.float(), dim=2, norm="ortho")  # [B, C, T // 2 + 1]
+            kernel = _on_parts(F.relu, _affine(spectrum, self.w1, self.b1))
+            kernel = _on_parts(_shrink, _affine(kernel, self.w2, self.b2))
+            return torch.fft.irfft(kernel * spectrum, n=x.shape[2], dim=2, norm="ortho")
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A complex scale [2, C, 1] and shift [2, C] per channel of x, complex [B, C, F]."""
+    return x * torch.complex(weight[0], weight[1]) + torch.complex(bias[0], bias[1])[:, None]
+
+
+def _on_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a function of real numbers to the real and the imaginary part."""
+    return torch.view_as_complex(function(torch.view_as_real(x)))
+
+
+_shrink = partial(F.softshrink, lambd=SHRINKAGE)
+
+
+# --- decoder -----------------------------------------------------------------------------------
+
+
+def _upsampler(channels: int) -> nn.ConvTranspose1d:
+    """Dense, T -> 2 T."""
+    return nn.ConvTranspose1d(channels, channels, 3, stride=2, padding=1, output_padding=1)
+
+
+def _downsampler(channels: int) -> nn.Conv1d:
+    """Dense, 2 T -> T (depth-wise in the paper)."""
+    return nn.Conv1d(channels, channels, 3, stride=2, padding=1)
+
+
+class CrossLayerAttention(nn.Module):
+    """Adds what a neighbouring level knows, weighted per channel (Eq. 5-8); shared by the levels.
+
+    From the coarser level it decouples classification (DCM), from the finer one regression (DRM).
+    A level without that neighbour passes as it is (the paper decodes such levels not at all).
+    """
+
+    def __init__(self, channels: int, neighbour: Literal["coarser", "finer"]) -> None:
+        super().__init__()
+        coarser = neighbour == "coarser"
+        self.step = 1 if coarser else -1  # the neighbour's level, from here
+        self.resample = _upsampler(channels) if coarser else _downsampler(channels)
+        self.conv_l = PointwiseConv1d(channels, channels)
+        self.attn = PointwiseConv1d(channels, channels)
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        """L x [B, C, T_l] -> L x [B, C, T_l]; the mean runs over padded steps too."""
+        merged = []
+        for level, x in enumerate(levels):
+            if not 0 <= level + self.step < len(levels):
+                merged.append(x)
+                continue
+            other = self.resample(levels[level + self.step])  # [B, C, T_l]
+            pooled = F.relu(other + self.conv_l(x)).mean(dim=2, keepdim=True)  # [B, C, 1]
+            merged.append(x + other * self.attn(pooled).sigmoid())
+        return merged
+
+
+class CrossLayerFusion(nn.Module):
+    """Each level plus its two neighbours (CLFF, Eq. 9), for the refinement."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.up = _upsampler(channels)
+        self.down = _downsampler(channels)
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        """L x [B, C, T_l] -> L x [B, C, T_l]."""
+        fused = []
+        for level, x in enumerate(levels):
+            if level + 1 < len(levels):
+                x = x + self.up(levels[level + 1])
+            if level > 0:
+                x = x + self.down(levels[level - 1])
+            fused.append(x)
+        return fused
+
+
+class Refinement(NamedTuple):
+    """What the refinement head says about every point, L levels each."""
+
+    factors: list[Tensor]  # L x [B, K, T_l], multiply the class logits
+    start_shifts: list[Tensor]  # L x [B, K, T_l], grid steps, later is positive
+    end_shifts: list[Tensor]  # L x [B, K, T_l], likewise
+
+
+class RefineHead(nn.Module):
+    """Corrections of coarse scores and boundaries, per class (per step only in the paper)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        head_dim: int,
+        num_classes: int,
+        *,
+        num_layers: int,
+        kernel_size: int,
+        norm: bool,
+    ) -> None:
+        super().__init__()
+        self.head, self.norm = make_trunk(
+            in_channels, head_dim, num_layers=num_layers, kernel_size=kernel_size, norm=norm
+        )
+        width = head_dim if num_layers > 1 else in_channels
+        self.factor = MaskedConv1d(width, num_classes, kernel_size)
+        self.start_shift = MaskedConv1d(width, num_classes, SHIFT_KERNEL)
+        self.end_shift = MaskedConv1d(width, num_classes, SHIFT_KERNEL)
+
+    def forward(self, levels: list[Tensor], masks: list[Tensor]) -> Refinement:
+        """L x [B, C, T_l], L x [B, T_l] -> corrections."""
+        trunk = [
+            run_trunk(self.head, self.norm, x, mask) for x, mask in zip(levels, masks, strict=True)
+        ]
+        return Refinement(
+            *(
+                [conv(x, mask)[0] for x, mask in zip(trunk, masks, strict=True)]
+                for conv in (self.factor, self.start_shift, self.end_shift)
+            )
+        )
+
+
+def refine_offsets(coarse: Tensor, start_shift: Tensor, end_shift: Tensor, stride: int) -> Tensor:
+    """Shift both boundaries of a level (Eq. 11-12) but never past their point.
+
+    Args:
+        coarse: [B, T, K, 2] in strides; the shifts: [B, K, T] in grid steps.
+    """
+    shifts = torch.stack((-start_shift, end_shift), dim=3).transpose(1, 2)  # [B, T, K, 2]
+    # ReLU last: it stops the infinite slope that tIoU to a power below 1 has at tIoU 0.
+    return F.relu(coarse + shifts.float() / stride)
+
+
+# --- losses ------------------------------------------------------------------------------------
+
+
+def varifocal_loss(
+    logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Varifocal loss (Zhang et al., 2021) with class targets in place of tIoU, element-wise.
+
+    As released, any target above 0 weighs as itself. Smoothed targets are all above 0, so that
+    the focal weight of negatives then gives way to the constant e / (K + 1).
+    """
+    logits = logits.float()
+    focal = alpha * (logits.sigmoid() - targets).abs() ** gamma
+    weight = torch.where(targets > 0, targets, focal)
+    return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+CLASS_LOSSES = {"focal": sigmoid_focal_loss, "varifocal": varifocal_loss}
+
+
+class GroupLosses(NamedTuple):
+    """Losses of the refined or of the coarse outputs, without the weight of regression."""
+
+    cls: Tensor
+    reg: Tensor
+    norm: float  # the normaliser they were divided by
+
+
+class CltdrGmgOutputs(NamedTuple):
+    """Refined outputs as in AnchorFreeOutputs, and the coarse ones, which train too."""
+
+    masks: list[Tensor]  # L x [B, T_l] bool
+    points: list[Tensor]  # L x [T_l, 4]: position, range low, range high, level stride
+    logits: list[Tensor]  # L x [B, T_l, K] refined
+    offsets: list[Tensor]  # L x [B, T_l, 1 or K, 2] refined, >= 0, in strides of the level
+    coarse_logits: list[Tensor]  # L x [B, T_l, K]
+    coarse_offsets: list[Tensor]  # L x [B, T_l, 1 or K, 2]
+
+    @property
+    def refined(self) -> AnchorFreeOutputs:
+        """What detections come from."""
+        return AnchorFreeOutputs(self.masks, self.points, self.logits, self.offsets)
+
+    @property
+    def coarse(self) -> AnchorFreeOutputs:
+        """What the decoupled heads say before refinement."""
+        return AnchorFreeOutputs(self.masks, self.points, self.coarse_logits, self.coarse_offsets)
+
+
+# --- detector ----------------------------------------------------------------------------------
+
+
+class CltdrGmg(nn.Module):
+    """One-stage detector whose tasks read different levels and are reconciled by a third head."""
+
+    Config: ClassVar[type] = CltdrGmgConfig
+
+    def __init__(self, config: CltdrGmgConfig, decode: DecodeConfig | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.decode_config = decode or DecodeConfig()
+        levels, width = len(config.strides), config.embed_dim
+        self.backbone = PyramidEncoder(
+            in_channels=config.in_channels,
+            embed_dim=width,
+            embed_layers=config.embed_layers,
+            embed_kernel=config.embed_kernel,
+            embed_norm=config.embed_norm,
+            position_len=config.window_len if _uses_positions(config) else None,
+            stem=[_block(config, None) for _ in range(config.stem_layers)],
+            branch=[_block(config, level + 1) for level in range(config.branch_layers)],
+        )
+        self.neck = make_neck(
+            config.neck, width, width, levels, scale_factor=SCALE_FACTOR, norm=config.neck_norm
+        )
+        self.cls_decoupling = CrossLayerAttention(width, "coarser")
+        self.reg_decoupling = CrossLayerAttention(width, "finer")
+        self.fusion = CrossLayerFusion(width)
+        class_head = partial(
+            ClassHead,
+            width,
+            config.head_dim,
+            config.num_classes,
+            num_layers=config.head_layers,
+            norm=config.head_norm,
+            prior_prob=config.prior_prob,
+            empty_classes=config.empty_classes,
+        )
+        boundary = config.boundary_kernel
+        self.cls_head = class_head(kernel_size=config.head_kernel)
+        self.start_head = class_head(kernel_size=boundary) if config.trident else None
+        self.end_head = class_head(kernel_size=boundary) if config.trident else None
+        self.reg_head = RegressionHead(
+            width,
+            config.head_dim,
+            levels,
+            num_layers=config.head_layers,
+            kernel_size=config.head_kernel,
+            norm=config.head_norm,
+            out_channels=2 * (config.num_bins + 1) if config.trident else 2,
+        )
+        self.refine_head = RefineHead(
+            width,
+            config.head_dim,
+            config.num_classes,
+            num_layers=config.head_layers,
+            kernel_size=config.head_kernel,
+            norm=config.head_norm,
+        )
+        self.normalizer = LossNormalizer(config.init_loss_norm)
+
+    def forward(self, feats: Tensor, mask: Tensor) -> CltdrGmgOutputs:
+        """Predict at every point of every level.
+
+        Args:
+            feats: [B, C, T], zero-padded at the end; T a multiple of the coarsest stride. The
+                outputs depend on T, see `padded_len`.
+            mask: [B, T] bool, true = real row.
+        """
+        config = self.config
+        check_length(
+            feats.shape[2],
+            coarsest_stride=config.strides[-1],
+            longest_grid=int(config.window_len * config.max_buffer_len_factor),
+        )
+        if self.training and config.input_noise > 0:
+            feats = feats + config.input_noise * torch.randn_like(feats)
+        levels, masks = self.backbone(feats, mask)  # L x [B, C, T_l], L x [B, T_l]
+        levels = self.neck(levels, masks)
+        coarse_logits = [
+            x.transpose(1, 2) for x in self.cls_head(self.cls_decoupling(levels), masks)
+        ]  # L x [B, T_l, K]
+        refinement: Refinement = self.refine_head(self.fusion(levels), masks)
+        logits = [
+            coarse * factor.transpose(1, 2)  # a product of logits; sqrt of scores in Eq. 10
+            for coarse, factor in zip(coarse_logits, refinement.factors, strict=True)
+        ]
+        coarse_offsets, offsets = self._offsets(levels, masks, refinement)
+        points = make_points(
+            [x.shape[2] for x in levels], config.strides, config.regression_ranges, feats.device
+        )
+        return CltdrGmgOutputs(masks, points, logits, offsets, coarse_logits, coarse_offsets)
+
+    def _offsets(
+        self, levels: list[Tensor], masks: list[Tensor], refinement: Refinement
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Coarse and refined offsets, L x [B, T_l, 1 or K, 2] each."""
+        maps = self.reg_head(self.reg_decoupling(levels), masks)  # L x [B, 2 or 2 J, T_l]
+        if self.start_head is None or self.end_head is None:
+            plain = [x.transpose(1, 2)[:, :, None] for x in maps]
+            return plain, plain
+        # The boundary heads read the levels themselves, not those decoupled for regression, and
+        # do not train the encoder (release).
+        detached = [x.detach() for x in levels]
+        starts = self.start_head(detached, masks)  # L x [B, K, T_l]
+        ends = self.end_head(detached, masks)
+        coarse = [expected_offsets(*x) for x in zip(starts, ends, maps, strict=True)]
+        refined = [
+            refine_offsets(*x)
+            for x in zip(
+                coarse,
+                refinement.start_shifts,
+                refinement.end_shifts,
+                self.config.strides,
+                strict=True,
+            )
+        ]
+        return coarse, refined
+
+    def loss(self, outputs: CltdrGmgOutputs, targets: Targets) -> dict[str, Tensor]:
+        """Classification and weighted regression loss, refined and coarse outputs mixed."""
+        refined, coarse = self.loss_groups(outputs, targets)
+        weights = [
+            regression_weight(self.config.loss_weight, group.cls, group.reg)
+            for group in (refined, coarse)
+        ]
+        return {
+            "cls": REFINED_SHARE * refined.cls + COARSE_SHARE * coarse.cls,
+            "reg": REFINED_SHARE * weights[0] * refined.reg
+            + COARSE_SHARE * weights[1] * coarse.reg,
+        }
+
+    def loss_groups(
+        self, outputs: CltdrGmgOutputs, targets: Targets
+    ) -> tuple[GroupLosses, GroupLosses]:
+        """Losses of the refined and of the coarse outputs; each group moves the normaliser.
+
+        Eq. 13 has the refined ones alone, with separate counts for positives and negatives.
+        """
+        config = self.config
+        mask = torch.cat(outputs.masks, dim=1)  # [B, N]
+        assigned = assign(
+            torch.cat(outputs.points),
+            targets,
+            config.num_classes,
+            centre_radius=config.centre_radius,
+        )
+        positive_count = int(positive_mask(assigned, mask).sum())
+        groups = []
+        for found, class_loss, iou_power in (
+            (outputs.refined, CLASS_LOSSES[config.cls_loss], config.iou_power),
+            (outputs.coarse, sigmoid_focal_loss, None),
+        ):
+            norm = self.normalizer.update(positive_count)
+            cls_loss, reg_loss = group_losses(
+                torch.cat(found.logits, dim=1),
+                torch.cat(found.offsets, dim=1),
+                mask,
+                assigned,
+                label_smoothing=config.label_smoothing,
+                per_class=config.trident,
+                iou_power=iou_power if config.trident else None,
+                class_loss=class_loss,
+            )
+            groups.append(GroupLosses(cls_loss / norm, reg_loss / norm, norm))
+        refined, coarse = groups
+        return refined, coarse
+
+    def decode(self, outputs: CltdrGmgOutputs) -> list[GridDetections]:
+        """Candidates of each sequence before NMS, from the refined outputs."""
+        return decode_levels(outputs.refined, self.decode_config)
+
+    def padded_len(self, length_grid: int) -> int:
+        """Length an inference sequence is padded to; the scores depend on it."""
+        config = self.config
+        return full_padded_len(
+            length_grid,
+            window_len=config.window_len,
+            strides=config.strides,
+            windows=config.windows,
+        )
+
+    def loss_state(self) -> dict[str, float]:
+        """The moving normaliser of the losses."""
+        return {"loss_norm": self.normalizer.value}
+
+    def load_loss_state(self, state: dict[str, float]) -> None:
+        """Take back what `loss_state` gave."""
+        self.normalizer.value = float(state["loss_norm"])
+
+
+def _uses_positions(config: CltdrGmgConfig) -> bool:
+    """The convolutional ablation has no position table."""
+    return config.abs_pos and config.backbone == "gmg"
+
+
+def _block(config: CltdrGmgConfig, level: int | None) -> nn.Module:
+    """A block that goes down to `level`; None = one of the stem, with window 1, no drop path."""
+    stride = 1 if level is None else SCALE_FACTOR
+    if config.backbone == "conv":
+        return ConvBlock(config.embed_dim, stride=stride)
+    mixer = GmgMixer(
+        config.embed_dim,
+        window=1 if level is None else config.windows[level],
+        init_std=config.conv_init_std,
+    )
+    return SgpBlock(
+        config.embed_dim,
+        config.mlp_dim,
+        mixer,
+        stride=stride,
+        downsample=config.downsample,
+        drop_path_prob=0.0 if level is None else config.drop_path,
+    )
+
+
+MIXER_LAYERS = ("w1", "w2", "b1", "b2", "fc", "convw")
+OURS = {  # official module -> ours
+    "decls.contrans.": "cls_decoupling.resample.",
+    "decls.conv_l.": "cls_decoupling.conv_l.",
+    "decls.attn.1.": "cls_decoupling.attn.",
+    "dereg.down.": "reg_decoupling.resample.",
+    "dereg.conv_l.": "reg_decoupling.conv_l.",
+    "dereg.attn.1.": "reg_decoupling.attn.",
+    "cross_level.convtrans.": "fusion.up.",
+    "cross_level.conv.": "fusion.down.",
+    "refineHead.head.": "refine_head.head.",
+    "refineHead.norm.": "refine_head.norm.",
+    "refineHead.prob_head.": "refine_head.factor.",
+    "refineHead.s_offset_head.": "refine_head.start_shift.",
+    "refineHead.e_offset_head.": "refine_head.end_shift.",
+}
+DEAD = "refineHead.scale."  # in every official checkpoint, read by nothing
+
+
+def remap_official_keys(checkpoint: Mapping[str, Any], *, ema: bool = True) -> dict[str, Tensor]:
+    """Weights of an official checkpoint under our names; the values are not touched.
+
+    Unwraps as for ActionFormer, renames the modules of the paper, and leaves out the scales of
+    the refinement head, which the release never reads.
+    """
+    state = unwrap_checkpoint(checkpoint, ema=ema)
+    return {_our_name(name): value for name, value in state.items() if not name.startswith(DEAD)}
+
+
+def _our_name(name: str) -> str:
+    for theirs, ours in OURS.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name_mixer(name, MIXER_LAYERS)
