@@ -24,7 +24,7 @@ from tadpipe.errors import ConfigError
 from tadpipe.registry import resolve
 
 PARAMETERS = {  # without a head
-    "videomae-tiny": 594_720,
+    "videomae-tiny": 482_976,
     "videomae-s": 21_879_936,
     "videomae-b": 86_227_200,
     "videomae-l": 303_860_736,
@@ -216,7 +216,7 @@ def test_feature_bits_do_not_depend_on_the_batch(name: str) -> None:
     else:
         torch.manual_seed(0)
         model = resolve("backbone", BACKBONES, name)().eval()
-        pixels = clips(6, 16, 64, 64)
+        pixels = clips(6, 16, 32, 32)
     with torch.inference_mode():
         together = model(pixels)
         for count in range(1, 7):
@@ -276,7 +276,7 @@ def test_initialisation_is_the_published_one() -> None:
 def test_half_precision_features_are_float32_and_close(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = resolve("backbone", BACKBONES, "videomae-tiny")().eval()
-    pixels = clips(1, 16, 64, 64)
+    pixels = clips(1, 16, 32, 32)
     with torch.inference_mode():
         exact = model(pixels)
         model.set_matmul_dtype(dtype)
@@ -314,17 +314,26 @@ def test_clip_length_can_be_changed_without_other_weights() -> None:
     fresh = VideoMAE(
         name="videomae-tiny",
         pixels=model.pixels,
-        image_size=64,
+        image_size=32,
+        patch_size=8,
+        tubelet_len=8,
         dim=96,
-        depth=4,
+        depth=3,
         heads=3,
         mlp_dim=384,
         clip_len=8,
     ).eval()
     fresh.load_state_dict(model.state_dict())
     model.set_clip_len(8)
-    clips = torch.rand(2, 3, 8, 64, 64)
+    clips = torch.rand(2, 3, 8, 32, 32)
     assert model.clip_len == 8
     assert torch.equal(model(clips), fresh(clips))
     with pytest.raises(ConfigError, match="multiple"):
         model.set_clip_len(7)
+
+
+def test_tiny_starts_with_weights_wide_enough_to_learn_from_scratch() -> None:
+    torch.manual_seed(0)
+    block = videomae_tiny().blocks[0]
+    assert isinstance(block, Block)
+    assert as64(block.mlp.fc1.weight).std() == pytest.approx(0.1, rel=0.05)
