@@ -181,20 +181,26 @@ def run_detections(case: Case, model: nn.Module) -> None:
         video += 1
 
 
-def check_detections(case: Case, name: str, ours: GridDetections, segment_atol: float) -> None:
+def check_detections(
+    case: Case, name: str, ours: GridDetections, segment_atol: float
+) -> GridDetections:
     """Rows whose scores are equal to rounding may have swapped places; pair them up first.
 
     Args:
         name: of the stored arrays, with {} for segments, scores and labels.
+    Returns:
+        Ours in the stored order.
     """
     names = [name.format(kind) for kind in ("segments", "scores", "labels")]
     segments, scores, labels = (case.read(name) for name in names)
     order = np.arange(len(ours.scores))
     if len(order) == len(scores):
         order = pair_up((segments, scores, labels), [x.numpy() for x in ours])
-    case.check(names[0], ours.segments[order], atol=segment_atol)
-    case.check(names[1], ours.scores[order], atol=SCORE_ATOL)
-    case.check(names[2], ours.labels[order])
+    paired = GridDetections(*(values[order] for values in ours))
+    case.check(names[0], paired.segments, atol=segment_atol)
+    case.check(names[1], paired.scores, atol=SCORE_ATOL)
+    case.check(names[2], paired.labels)
+    return paired
 
 
 def pair_up(stored: Sequence[np.ndarray], ours: Sequence[np.ndarray]) -> np.ndarray:

@@ -13,6 +13,7 @@ KINDS = {
     "actionformer": "tests.parity.anchor_free",
     "asl": "tests.parity.asl",
     "cltdr_gmg": "tests.parity.cltdr_gmg",
+    "dyfadet": "tests.parity.dyfadet",
     "etad": "tests.parity.etad",
     "frame_indices": "tests.parity.frame_indices",
     "map": "tests.parity.detection_map",
