@@ -1,0 +1,147 @@
+"""Encoder gradient sampling: equal to one pass, whatever the micro-batches; counts and modes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tadpipe.errors import ConfigError
+from tadpipe.training.egs import EgsConfig, choose_snippets, egs_backward, encode
+
+VIDEOS, SNIPPETS, CHANNELS = 2, 10, 5
+
+
+class Encoder(nn.Module):
+    """A small clip encoder with parts that differ between training and eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv3d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm3d(4)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(4, CHANNELS)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x = torch.tanh(self.norm(self.stem(clips)))
+        return self.head(self.drop(x.mean((2, 3, 4))))
+
+
+def parts() -> tuple[Encoder, nn.Conv1d, Tensor]:
+    torch.manual_seed(0)
+    clips = torch.randn(VIDEOS, SNIPPETS, 3, 2, 4, 4)
+    return Encoder().double(), nn.Conv1d(CHANNELS, 1, 3, padding=1).double(), clips.double()
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def one_pass(
+    encoder: nn.Module, detector: nn.Module, clips: Tensor, chosen: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Algorithm 1 of the paper: the graph of the chosen snippets reaches through the detector."""
+    encoder.eval()
+    with torch.no_grad():
+        still = encoder(clips.flatten(0, 1)).view(VIDEOS, SNIPPETS, -1)
+    moving = encoder(clips.flatten(0, 1)).view(VIDEOS, SNIPPETS, -1)
+    picked = torch.zeros(VIDEOS, SNIPPETS, 1, dtype=torch.bool).scatter(1, chosen[..., None], True)
+    features = torch.where(picked, moving, still).transpose(1, 2)
+    detector(features).square().sum().backward()
+    return gradients(encoder), gradients(detector)
+
+
+def run(config: EgsConfig, seed: int = 0) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    encoder, detector, clips = parts()
+    done = egs_backward(
+        encoder,
+        clips,
+        lambda feats: {"loss": detector(feats).square().sum()},
+        config,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    assert not done.losses["loss"].requires_grad
+    return done.snippets, gradients(encoder), gradients(detector)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.3])
+@pytest.mark.parametrize("micro_batch", [1, 3, 10])
+def test_gradients_are_those_of_one_pass(ratio: float, micro_batch: int) -> None:
+    chosen, encoder, detector = run(EgsConfig(ratio=ratio, micro_batch=micro_batch))
+    wanted_encoder, wanted_detector = one_pass(*parts(), chosen)
+    assert chosen.shape == (VIDEOS, round(ratio * SNIPPETS))
+    for ours, wanted in ((encoder, wanted_encoder), (detector, wanted_detector)):
+        assert ours.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert torch.allclose(ours[name], value, rtol=1e-10, atol=1e-12), name
+
+
+@pytest.mark.parametrize("strategy", ["random", "grid", "block", "fps", "dpp"])
+def test_each_strategy_draws_for_every_video(strategy: str) -> None:
+    chosen, encoder, _ = run(EgsConfig(ratio=0.4, strategy=strategy))  # type: ignore[arg-type]
+    assert chosen.shape == (VIDEOS, 4)
+    assert bool((chosen.diff(dim=1) > 0).all())
+    assert set(encoder) == {name for name, _ in Encoder().named_parameters()}
+
+
+def test_videos_draw_their_own_snippets() -> None:
+    features = torch.zeros(8, CHANNELS, 40)
+    chosen = choose_snippets(features, EgsConfig(), torch.Generator().manual_seed(0))
+    assert len({tuple(row) for row in chosen.tolist()}) > 1
+
+
+def test_whole_micro_batches_round_up_as_the_release_does() -> None:
+    config = EgsConfig(ratio=0.3, micro_batch=4, whole_micro_batches=True)
+    counts = [round(n * config.effective_ratio(n)) for n in (128, 16, 4, 3, 1)]
+    assert counts == [40, 8, 4, 3, 1]
+    assert EgsConfig(ratio=0.3).effective_ratio(128) == 0.3
+
+
+def test_encoder_keeps_its_modes_and_statistics() -> None:
+    encoder, detector, clips = parts()
+    encoder.train()
+    encoder.norm.eval()
+    before = encoder.norm.running_mean.clone()
+    egs_backward(
+        encoder,
+        clips,
+        lambda feats: {"loss": detector(feats).sum()},
+        EgsConfig(),
+        generator=torch.Generator(),
+    )
+    assert encoder.training
+    assert encoder.drop.training
+    assert not encoder.norm.training
+    assert torch.equal(encoder.norm.running_mean, before)
+
+
+def test_frozen_parameters_get_no_gradient_and_gradients_add_up() -> None:
+    encoder, detector, clips = parts()
+    encoder.stem.requires_grad_(False)
+    seen = []
+    for _ in range(2):
+        egs_backward(
+            encoder,
+            clips,
+            lambda feats: {"loss": detector(feats).sum()},
+            EgsConfig(),
+            generator=torch.Generator().manual_seed(0),
+        )
+        seen.append(encoder.head.weight.grad.clone())
+    assert encoder.stem.weight.grad is None
+    assert torch.allclose(seen[1], 2 * seen[0])
+
+
+def test_encoding_does_not_depend_on_the_micro_batch() -> None:
+    encoder, _, clips = parts()
+    encoder.eval()
+    features = encode(encoder, clips, 10)
+    assert features.shape == (VIDEOS, CHANNELS, SNIPPETS)
+    assert torch.allclose(encode(encoder, clips, 3), features)
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="ratio"):
+        EgsConfig(ratio=1.5)
+    with pytest.raises(ConfigError, match="micro-batch"):
+        EgsConfig(micro_batch=0)
