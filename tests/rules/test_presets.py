@@ -26,9 +26,10 @@ def test_preset_builds_its_detector(name: str) -> None:
     widths = preset.model.get("embed_dim")
     several = preset.features.separate and isinstance(widths, list)
     in_channels = (8,) * len(widths) if several else preset.features.channels or 8
+    num_classes = 1 if preset.windows.class_agnostic else 3
     with torch.device("meta"):  # no memory, no random numbers
-        model = detector(preset.model_config(in_channels, 3, name), preset.decode)
-    assert model.config.num_classes == 3
+        model = detector(preset.model_config(in_channels, num_classes, name), preset.decode)
+    assert model.config.num_classes == num_classes
 
 
 @pytest.mark.parametrize("name", NAMES)
