@@ -1,6 +1,7 @@
 """CLTDR-GMG: Temporal Action Localization with Cross Layer Task Decoupling and Refinement.
 
-Li et al., AAAI 2025. Order: CltdrGmgConfig -> GmgMixer (encoder, Eq. 1-4) -> CrossLayerAttention, CrossLayerFusion,
+Li et al., AAAI 2025.
+Order: CltdrGmgConfig -> GmgMixer (encoder, Eq. 1-4) -> CrossLayerAttention, CrossLayerFusion,
 RefineHead (decoder, Eq. 5-12) -> varifocal_loss (Eq. 13) -> CltdrGmg -> remap_official_keys.
 Shapes: B batch, C channels, T feature-grid length, L levels of lengths T_l and strides 2^l, K
 classes, N points of all levels, J = num_bins + 1 bins of a boundary.

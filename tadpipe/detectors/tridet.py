@@ -335,8 +335,9 @@ def expected_offsets(start: Tensor, end: Tensor, bins: Tensor) -> Tensor:
     starts = F.pad(start.float(), (size - 1, 0)).unfold(2, size, 1)  # [B, K, T, J]
     ends = F.pad(end.float(), (0, size - 1)).unfold(2, size, 1)
     away = torch.arange(size, dtype=torch.float32, device=bins.device)  # [J]
-    to_start = (starts + left[:, None]).softmax(dim=3) @ away.flip(0)  # [B, K, T]
-    to_end = (ends + right[:, None]).softmax(dim=3) @ away
+    with torch.autocast(bins.device.type, enabled=False):  # distances up to J - 1 need float32
+        to_start = (starts + left[:, None]).softmax(dim=3) @ away.flip(0)  # [B, K, T]
+        to_end = (ends + right[:, None]).softmax(dim=3) @ away
     return torch.stack((to_start, to_end), dim=3).transpose(1, 2)
 
 
