@@ -29,6 +29,7 @@ SCALE_SLACK = 1e-9  # lengths are sums of cells, so their rounding must not deci
 # --- strategies on any set of candidates -------------------------------------------------------
 
 
+@torch.no_grad()
 def farthest_points(features: Tensor, k: int, start: int) -> Tensor:
     """Farthest point sampling: each next point is the one farthest from those chosen.
 
@@ -40,10 +41,12 @@ def farthest_points(features: Tensor, k: int, start: int) -> Tensor:
     features = features if features.is_floating_point() else features.double()
     chosen = torch.empty(k, dtype=torch.int64)
     nearest_sq = features.new_full((len(features),), torch.inf)  # to the nearest chosen point
+    apart = torch.empty_like(features)  # one buffer for all rounds
     index = start
     for i in range(k):
         chosen[i] = index
-        nearest_sq = torch.minimum(nearest_sq, (features - features[index]).square().sum(1))
+        torch.sub(features, features[index], out=apart)
+        nearest_sq = torch.minimum(nearest_sq, apart.square_().sum(1))
         nearest_sq[index] = -1.0  # equal points: never the same one twice
         index = int(nearest_sq.argmax())
     return chosen
