@@ -24,7 +24,7 @@ from tadpipe.errors import ConfigError
 from tadpipe.registry import resolve
 
 PARAMETERS = {  # without a head
-    "videomae-tiny": 482_976,
+    "videomae-tiny": 371_232,
     "videomae-s": 21_879_936,
     "videomae-b": 86_227_200,
     "videomae-l": 303_860_736,
