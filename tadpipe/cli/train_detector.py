@@ -27,6 +27,15 @@ from tadpipe.cli.options import (
 @click.option("--detector", default=None, help="A name of `tadpipe list detectors`.")
 @click.option("--preset", default=None, help="A name of `tadpipe list presets`, or a TOML file.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a preset's value.")
+@click.option(
+    "--dps",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=None,
+    help="Share of the proposals trained on (ETAD's detector proposal sampling).",
+)
+@click.option(
+    "--dps-strategy", default=None, help="How they are chosen: random, grid, block, fps, dpp, ..."
+)
 @click.option("--backbone", default=None, help="Which features of the store, if it holds several.")
 @click.option("--stride", type=int, default=None, help="Which stride, in frames.")
 @click.option("--dataset", default=None, help="A name of `tadpipe list datasets`.")
@@ -45,6 +54,8 @@ def train_detector(
     detector: str | None,
     preset: str | None,
     sets: tuple[str, ...],
+    dps: float | None,
+    dps_strategy: str | None,
     backbone: str | None,
     stride: int | None,
     dataset: str | None,
@@ -69,6 +80,10 @@ def train_detector(
     from tadpipe.project import Project
 
     project = Project.find()
+    if dps is not None:
+        sets = (*sets, f"model.dps_ratio={dps}")
+    if dps_strategy is not None:
+        sets = (*sets, f'model.dps_strategy="{dps_strategy}"')
     report = run(
         features or (project.store,),
         detector=first(detector, None if preset else project.detector),
