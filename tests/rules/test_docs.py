@@ -38,5 +38,9 @@ def test_links_lead_to_files(page: Path) -> None:
 
 def test_pages_name_no_command_that_is_not_there() -> None:
     for page in PAGES:
-        for name in re.findall(r"^tadpipe ([a-z0-9-]+)", page.read_text(encoding="utf-8"), re.M):
+        text = page.read_text(encoding="utf-8")
+        code = "\n".join(
+            re.findall(r"```[a-z]*\n(.*?)```", text, re.S) + re.findall(r"`([^`]+)`", text)
+        )
+        for name in re.findall(r"^tadpipe ([a-z0-9-]+)", code, re.M):
             assert name in COMMANDS, f"{page.name}: tadpipe {name}"

@@ -187,6 +187,7 @@ def owner_script(video: Path, then: str) -> str:
         import os, signal, sys
         sys.path.insert(0, {str(ROOT)!r})
         from tadpipe.video.process import DecodeProcess
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for jobs in "&"
         decoder = DecodeProcess(ring_bytes=1)
         frames = decoder.frames({str(video)!r})
         next(frames)
