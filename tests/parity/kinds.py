@@ -48,7 +48,9 @@ def kind_of(case: Case) -> str:
         return "videomae"
     if "cltdr" in source:
         return "cltdr_gmg"
-    for name in ("actionformer", "tridet"):
+    if "asl paper" in source:
+        return "asl"
+    for name in ("actionformer", "dyfadet", "tridet"):
         if name in source:
             return name
     raise UnknownKindError(
