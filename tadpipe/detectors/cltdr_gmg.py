@@ -389,10 +389,10 @@ class CltdrGmg(nn.Module):
             prior_prob=config.prior_prob,
             empty_classes=config.empty_classes,
         )
-        boundary = config.boundary_kernel
+        boundary_head = partial(class_head, kernel_size=config.boundary_kernel)
         self.cls_head = class_head(kernel_size=config.head_kernel)
-        self.start_head = class_head(kernel_size=boundary) if config.trident else None
-        self.end_head = class_head(kernel_size=boundary) if config.trident else None
+        self.start_head = boundary_head() if config.trident else None
+        self.end_head = boundary_head() if config.trident else None
         self.reg_head = RegressionHead(
             width,
             config.head_dim,
@@ -458,17 +458,9 @@ class CltdrGmg(nn.Module):
         starts = self.start_head(detached, masks)  # L x [B, K, T_l]
         ends = self.end_head(detached, masks)
         coarse = [expected_offsets(*x) for x in zip(starts, ends, maps, strict=True)]
-        refined = [
-            refine_offsets(*x)
-            for x in zip(
-                coarse,
-                refinement.start_shifts,
-                refinement.end_shifts,
-                self.config.strides,
-                strict=True,
-            )
-        ]
-        return coarse, refined
+        _, start_shifts, end_shifts = refinement
+        shifted = zip(coarse, start_shifts, end_shifts, self.config.strides, strict=True)
+        return coarse, [refine_offsets(*x) for x in shifted]
 
     def loss(self, outputs: CltdrGmgOutputs, targets: Targets) -> dict[str, Tensor]:
         """Classification and weighted regression loss, refined and coarse outputs mixed."""
@@ -516,8 +508,7 @@ class CltdrGmg(nn.Module):
                 class_loss=class_loss,
             )
             groups.append(GroupLosses(cls_loss / norm, reg_loss / norm, norm))
-        refined, coarse = groups
-        return refined, coarse
+        return groups[0], groups[1]
 
     def decode(self, outputs: CltdrGmgOutputs) -> list[GridDetections]:
         """Candidates of each sequence before NMS, from the refined outputs."""
