@@ -318,8 +318,8 @@ def test_clip_length_can_be_changed_without_other_weights() -> None:
         patch_size=8,
         tubelet_len=8,
         dim=96,
-        depth=3,
-        heads=3,
+        depth=2,
+        heads=6,
         mlp_dim=384,
         clip_len=8,
     ).eval()
