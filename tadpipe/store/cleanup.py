@@ -10,19 +10,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tadpipe.errors import StoreError
 from tadpipe.store.catalogue import Catalogue
 from tadpipe.store.commits import Commit
 from tadpipe.store.durable import writing
 from tadpipe.store.metadata import FeatureSpec
+from tadpipe.store.opened import OpenStore
 from tadpipe.store.spool import LEASE, dead_folders, is_alive, read_spool
 from tadpipe.store.verify import Finding
-from tadpipe.store.writer import commit_id, later_than, unique_writer_id, writer_of
-
-if TYPE_CHECKING:
-    from tadpipe.store.feature_store import FeatureStore
+from tadpipe.store.writer import StoreWriter, commit_id, later_than, unique_writer_id, writer_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class GcReport:
     dry_run: bool
 
 
-def forget_name(store: FeatureStore, fid: str, name: str) -> None:
+def forget_name(store: OpenStore, fid: str, name: str) -> None:
     """Write the tombstone of a name, and of its rows if no other name means them."""
     store.note_committed(fid)
     videos = store.videos(fid)
@@ -48,7 +45,7 @@ def forget_name(store: FeatureStore, fid: str, name: str) -> None:
     _commit(store, fid, deleted=[name], dropped=dropped)
 
 
-def drop_rows(store: FeatureStore, findings: Sequence[Finding]) -> list[str]:
+def drop_rows(store: OpenStore, findings: Sequence[Finding]) -> list[str]:
     """Tombstone the damaged rows, remove damaged commits; returns the names lost by it."""
     lost: list[str] = []
     store.refresh()
@@ -67,7 +64,7 @@ def drop_rows(store: FeatureStore, findings: Sequence[Finding]) -> list[str]:
     return lost
 
 
-def gc(store: FeatureStore, dry_run: bool) -> GcReport:
+def gc(store: OpenStore, dry_run: bool) -> GcReport:
     """See the head of this file."""
     store.refresh()
     parts: list[str] = []
@@ -100,7 +97,7 @@ def gc(store: FeatureStore, dry_run: bool) -> GcReport:
     return GcReport(parts, half_parts, packed, freed, dry_run)
 
 
-def _pack_left_over(store: FeatureStore, fid: str, dry_run: bool) -> int:
+def _pack_left_over(store: OpenStore, fid: str, dry_run: bool) -> int:
     """Commit what dead writers had finished; returns the number of videos."""
     waiting, note = 0, Path()
     for folder in dead_folders(store.backend.spool_root(fid)):
@@ -109,7 +106,7 @@ def _pack_left_over(store: FeatureStore, fid: str, dry_run: bool) -> int:
             waiting, note = waiting + len(videos), folder / LEASE
     if waiting and not dry_run:
         spec = FeatureSpec.from_mapping(json.loads(note.read_bytes())["spec"], str(note))
-        with store.writer(spec):
+        with StoreWriter(store, spec):
             pass  # opening adopts, closing packs
     return waiting
 
@@ -123,7 +120,7 @@ def _names_to_keep(videos: Catalogue, unused: Sequence[Commit]) -> list[tuple[st
 
 
 def _commit(
-    store: FeatureStore,
+    store: OpenStore,
     fid: str,
     *,
     deleted: Sequence[str],

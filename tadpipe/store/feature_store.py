@@ -24,7 +24,7 @@ from tadpipe.store.durable import writing
 from tadpipe.store.metadata import FeatureSpec, VideoRow
 from tadpipe.store.summary import StoreInfo, StoreStatus, store_info, store_status
 from tadpipe.store.verify import Finding
-from tadpipe.store.writer import StoreWriter
+from tadpipe.store.writer import PART_ROWS, StoreWriter
 from tadpipe.store.zarr_folder import ZarrFolder
 from tadpipe.timeline import SnippetGrid
 
@@ -312,7 +312,7 @@ class FeatureStore:
     # Writing
 
     def writer(
-        self, spec: FeatureSpec, writer_id: str | None = None, part_rows: int = 32_768
+        self, spec: FeatureSpec, writer_id: str | None = None, part_rows: int = PART_ROWS
     ) -> StoreWriter:
         """A context in which videos are added; see `StoreWriter`."""
         self.need_writable()

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tadpipe.store import ledger
 from tadpipe.store.ledger import LedgerRow
 from tadpipe.store.metadata import FeatureSpec
+from tadpipe.store.opened import OpenStore
 from tadpipe.store.spool import read_spool
-
-if TYPE_CHECKING:
-    from tadpipe.store.feature_store import FeatureStore
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class StoreStatus:
     waiting_in_spool: int  # finished videos not yet in a part
 
 
-def store_info(store: FeatureStore) -> StoreInfo:
+def store_info(store: OpenStore) -> StoreInfo:
     specs = []
     for fid, spec in store.specs().items():
         videos = store.videos(fid)
@@ -74,7 +71,7 @@ def store_info(store: FeatureStore) -> StoreInfo:
     )
 
 
-def store_status(store: FeatureStore) -> StoreStatus:
+def store_status(store: OpenStore) -> StoreStatus:
     attempts = list(ledger.read(store.backend.ledger))
     newest = {(fid, row.name): row for fid, row in attempts}
     failed = [row for row in newest.values() if row.status == "failed"]

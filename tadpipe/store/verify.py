@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from tadpipe.errors import StoreError
 from tadpipe.store.commits import Commit
 from tadpipe.store.metadata import FeatureSpec, VideoRow
+from tadpipe.store.opened import OpenStore
 from tadpipe.store.writer import checksum
-
-if TYPE_CHECKING:
-    from tadpipe.store.feature_store import FeatureStore
 
 OUTLIER_RATIO = 20.0  # root mean square this many times above or below the median video's
 MIN_VIDEOS_FOR_OUTLIERS = 8
@@ -43,7 +41,7 @@ class Finding:
         return f"{what}: {self.name or 'part ' + self.part}: {self.kind}: {self.message}"
 
 
-def verify(store: FeatureStore, deep: bool = False) -> list[Finding]:
+def verify(store: OpenStore, deep: bool = False) -> list[Finding]:
     """Everything wrong with a store, damaged videos before mere oddities."""
     store.refresh()
     found: list[Finding] = []
@@ -57,7 +55,7 @@ def verify(store: FeatureStore, deep: bool = False) -> list[Finding]:
     return sorted(found, key=lambda finding: not finding.damaged)
 
 
-def _verify_commits(store: FeatureStore, fid: str) -> Iterator[Finding]:
+def _verify_commits(store: OpenStore, fid: str) -> Iterator[Finding]:
     """Commits that cannot be read; their videos are named if the catalogue remembers them."""
     remembered = {commit.id: commit for commit in store.videos(fid).commits}
     for commit_id in sorted(store.backend.commit_ids(fid)):
@@ -69,9 +67,7 @@ def _verify_commits(store: FeatureStore, fid: str) -> Iterator[Finding]:
                 yield Finding(fid, name, commit_id, "", "commit", error.where, True)
 
 
-def _verify_videos(
-    store: FeatureStore, fid: str, spec: FeatureSpec, deep: bool
-) -> Iterator[Finding]:
+def _verify_videos(store: OpenStore, fid: str, spec: FeatureSpec, deep: bool) -> Iterator[Finding]:
     videos = store.videos(fid)
     commits = {commit.id: commit for commit in videos.commits}
     flaws = {part: store.backend.check_part(fid, commits[part]) for part in videos.live_parts()}
@@ -98,7 +94,7 @@ class _Problem(NamedTuple):
 
 
 def _read_through(
-    store: FeatureStore, fid: str, commit: Commit, row: VideoRow
+    store: OpenStore, fid: str, commit: Commit, row: VideoRow
 ) -> tuple[list[_Problem], float]:
     """(problems, root mean square) of a video, all of its rows read."""
     stop = row.first_row + row.rows

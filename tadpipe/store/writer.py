@@ -17,7 +17,7 @@ import time
 from contextlib import ExitStack
 from fractions import Fraction
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -29,13 +29,12 @@ from tadpipe.store.commits import Commit, columns
 from tadpipe.store.durable import writing
 from tadpipe.store.ledger import LedgerRow
 from tadpipe.store.metadata import FeatureSpec
+from tadpipe.store.opened import OpenStore
 from tadpipe.store.spool import Spool, SpooledVideo
-
-if TYPE_CHECKING:
-    from tadpipe.store.feature_store import FeatureStore
 
 logger = logging.getLogger(__name__)
 
+PART_ROWS = 32_768  # rows after which a part is packed
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WRITER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 Array = np.ndarray[Any, Any]
@@ -50,7 +49,12 @@ class StoreWriter:
     """
 
     def __init__(
-        self, store: FeatureStore, spec: FeatureSpec, *, writer_id: str | None, part_rows: int
+        self,
+        store: OpenStore,
+        spec: FeatureSpec,
+        *,
+        writer_id: str | None = None,
+        part_rows: int = PART_ROWS,
     ) -> None:
         self.writer_id = unique_writer_id() if writer_id is None else writer_id
         if not _WRITER_ID.fullmatch(self.writer_id):
