@@ -31,16 +31,18 @@ class Lease:
         Lease._held.add(self)
 
     @classmethod
-    def take(cls, path: Path, note: str = "") -> Lease | None:
+    def take(cls, path: Path, note: str = "", *, create: bool = True) -> Lease | None:
         """The lease on `path`, or None while somebody living holds it.
 
         Args:
             note: text left in the file by who takes the lease; "" leaves the file as it is.
+            create: make the file; who only looks must not, or a folder could not be removed.
         Raises:
-            FileNotFoundError: the folder is not there (any more).
+            FileNotFoundError: the folder (or, without `create`, the file) is not there.
         """
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
         while True:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = os.open(path, flags, 0o666)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -9,9 +9,11 @@ Layout: magic, length of the header, header (JSON), rows [n, C], row times [n] f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from tadpipe.store.durable import Lease, sync_folder
 _MAGIC = b"tadspool"
 _SUFFIX = ".video"
 LEASE = "lease"
+TAKE_SEC = 2.0  # how long a writer asks for the lease of its own folder
 Array = np.ndarray[Any, Any]
 
 
@@ -65,19 +68,23 @@ class Spool:
             self._count = 1 + max(int(p.name[:8]) for p in self.folder.glob(f"*{_SUFFIX}"))
 
     def _take(self, note: Mapping[str, Any]) -> Lease:
+        """Who looks for dead writers holds a lease for a moment, a writer of this name for long."""
+        give_up = time.monotonic() + TAKE_SEC
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 lease = Lease.take(self.folder / LEASE, json.dumps(note))
             except FileNotFoundError:  # cleaned away between the two steps
                 continue
-            if lease is None:
+            if lease is not None:
+                return lease
+            if time.monotonic() > give_up:
                 raise StoreError(
                     "Another writer with this name is at work.",
                     str(self.folder),
                     "Give each writer a name of its own.",
                 )
-            return lease
+            time.sleep(0.01)
 
     def add(self, line: Mapping[str, Any], features: Array, times: Array) -> None:
         """Put a video on disk; when this returns it survives any kill."""
@@ -134,8 +141,10 @@ def dead_folders(root: Path, but: Path | None = None) -> Iterator[Path]:
         if folder == but or not folder.is_dir():
             continue
         try:
-            lease = Lease.take(folder / LEASE)
-        except FileNotFoundError:  # its writer, or another adopter, has just removed it
+            lease = Lease.take(folder / LEASE, create=False)
+        except FileNotFoundError:  # not taken yet, or given up: nothing finished can be in it
+            with contextlib.suppress(OSError):
+                folder.rmdir()
             continue
         if lease is None:
             continue
@@ -151,7 +160,7 @@ def is_alive(root: Path, writer_id: str) -> bool:
     if not folder.is_dir():
         return False
     try:
-        lease = Lease.take(folder / LEASE)
+        lease = Lease.take(folder / LEASE, create=False)
     except FileNotFoundError:
         return False
     if lease is None:
@@ -194,4 +203,5 @@ def clear(folder: Path) -> None:
             path.unlink()
     if not waiting:
         (folder / LEASE).unlink(missing_ok=True)
-        folder.rmdir()
+        with contextlib.suppress(FileNotFoundError):  # somebody looked, and finished the job
+            folder.rmdir()
