@@ -12,17 +12,8 @@ import pytest
 
 from tadpipe.annotations import load_annotations
 from tadpipe.errors import ConfigError
-from tadpipe.pipeline.demo_videos import (
-    CLASSES,
-    FPS,
-    HEIGHT,
-    WIDTH,
-    DemoVideoSettings,
-    Scene,
-    VideoPlan,
-    make_demo_videos,
-    plan_videos,
-)
+from tadpipe.pipeline.demo_scene import CLASSES, FPS, HEIGHT, WIDTH, Scene, VideoPlan
+from tadpipe.pipeline.demo_videos import DemoVideoSettings, make_demo_videos, plan_videos
 from tadpipe.video.reader import open_frames, probe
 
 SUBSETS = ["training", "validation", "test"]

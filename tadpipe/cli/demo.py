@@ -1,0 +1,111 @@
+"""tadpipe demo: the whole pipeline on videos made on the spot."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+from tadpipe.cli.options import (
+    device_option,
+    dry_run_option,
+    emit,
+    seed_option,
+    shared_options,
+    terminal_progress,
+)
+
+NEXT = """\
+To go on, in this folder ({command} needs no further options there):
+  cd {folder}
+  {command} detect {video} --model runs/{detector} --out found.srt
+  {command} evaluate runs/{detector} --per-class
+With your own videos and an ActivityNet-style JSON, in a new folder:
+  {command} init --videos VIDEOS --annotations LABELS.json --backbone videomae-b
+  {command} extract
+  {command} train-detector
+"""
+
+PLAN = """\
+Would make in {folder}:
+  {videos} videos, {minutes:g} minutes ({videos_there} are there)
+  a backbone, pretrained for {pretraining_steps} steps (there: {backbone_there})
+  a feature store of all videos (there: {store_there})
+  a run of each detector: {detectors} (begun: {runs_there})
+  the scores of the held-out videos and a picture of them"""
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Project folder to make; a second run goes on where the first stopped.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Length of all videos together.  [default: 22]",
+)
+@click.option(
+    "--detectors",
+    default="actionformer",
+    show_default=True,
+    help="Detectors to train on the shared features, separated by commas.",
+)
+@device_option
+@seed_option
+@dry_run_option
+@shared_options
+def demo(
+    out: Path,
+    minutes: float | None,
+    detectors: str,
+    device: str | None,
+    seed: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Make videos, pretrain a small backbone, extract, train, detect and score; draw a timeline.
+
+    Example: tadpipe demo --out demo
+    """
+    from tadpipe.pipeline.demo import demo as run
+    from tadpipe.pipeline.demo import plan_demo
+    from tadpipe.pipeline.demo_videos import DEMO_MINUTES
+
+    names = [name.strip() for name in detectors.split(",") if name.strip()]
+    if not names:
+        raise click.BadParameter("name at least one detector", param_hint="--detectors")
+    minutes = DEMO_MINUTES if minutes is None else minutes
+    if dry_run:
+        plan = plan_demo(out, minutes=minutes, seed=seed, detectors=names)
+        emit(as_json, plan, PLAN.format(**plan, minutes=minutes, detectors=", ".join(names)))
+        return
+    report = run(
+        out,
+        minutes=minutes,
+        seed=seed,
+        detectors=names,
+        device=device or "auto",
+        progress=terminal_progress(as_json),
+    )
+    width = shutil.get_terminal_size().columns
+    text = report.text(width=min(width, 120), colour=sys.stdout.isatty())
+    assert report.example is not None
+    after = NEXT.format(
+        command=_command(),
+        folder=out,
+        detector=names[0],
+        video=f"videos/{report.example.name}.mp4",
+    )
+    emit(as_json, report.to_mapping(), f"{text}\n\n{after}")
+
+
+def _command() -> str:
+    """How the shell finds tadpipe: by its name, or by the path it was called with."""
+    return "tadpipe" if shutil.which("tadpipe") else str(Path(sys.argv[0]).absolute())
