@@ -1,0 +1,224 @@
+"""Make the small committed cases: python -m tests.parity.make_own_cases.
+
+The numbers are ours: seeded inputs, and outputs recomputed in float64 by plain loops over numpy
+arrays that share no code with tadpipe. They keep the parity suite meaningful on a machine that
+has no stored official cases.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+OWN = Path(__file__).parent / "own"
+SOURCE = "recomputed in float64 by tests/parity/make_own_cases.py"
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def main() -> None:
+    write("nms/gaussian", *soft_nms_case())
+    write("frame_indices/windows", *frame_indices_case())
+    write("actionformer/schedule_cosine", *schedule_case())
+    arrays, config, weights = videomae_case()
+    write("videomae/official_small", arrays, config)
+    save_file(weights, OWN / "videomae/official_small/weights.safetensors")
+
+
+def write(name: str, arrays: Arrays, config: dict[str, Any]) -> None:
+    folder = OWN / name
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / "io.npz", **arrays)
+    text = json.dumps({"source": f"{SOURCE}, kind {name.split('/')[0]}", **config}, indent=1)
+    (folder / "case.json").write_text(text + "\n", encoding="utf-8")
+
+
+def soft_nms_case() -> tuple[Arrays, dict[str, Any]]:
+    """Gaussian soft-NMS of one group, candidate by candidate."""
+    random = np.random.default_rng(1)
+    start = random.uniform(0, 60, 40)
+    segments = np.stack([start, start + random.uniform(1, 20, 40)], axis=1).astype(np.float32)
+    scores = random.permutation(np.linspace(0.05, 0.95, 40)).astype(np.float32)
+    sigma, min_score = 0.5, 0.02
+    left = {i: float(score) for i, score in enumerate(scores)}
+    kept, decayed = [], []
+    while left:
+        best = max(left, key=lambda i: left[i])
+        kept.append(best)
+        decayed.append(left.pop(best))
+        (a, b) = map(float, segments[best])
+        for i in list(left):
+            (c, d) = map(float, segments[i])
+            inter = max(0.0, min(b, d) - max(a, c) + 1e-6)
+            tiou = inter / ((b - a + 1e-6) + (d - c + 1e-6) - inter)
+            left[i] *= math.exp(-(tiou**2) / sigma)
+            if left[i] < min_score:
+                del left[i]
+    dets = np.column_stack([segments[kept], decayed])
+    params = {"method": "gaussian", "sigma": sigma, "iou_threshold": 0.1, "min_score": min_score}
+    arrays = {"segs": segments, "scores": scores, "inds": np.array(kept), "dets": dets}
+    return arrays, {"params": params}
+
+
+def frame_indices_case() -> tuple[Arrays, dict[str, Any]]:
+    """Centre-anchored snippets of a window, edges repeated, a short window filled up."""
+    arrays: Arrays = {}
+    cases = []
+    for n, stride, start, end, clip, interval in ((50, 4, 0, 7, 16, 1), (61, 8, 5, 7, 8, 3)):
+        window = 8
+        centres = [c for c in range(0, n, stride)][start : end + 1]
+        valid = len(centres)
+        centres += [centres[-1]] * (window - valid)
+        offsets = [interval * k for k in range(-clip // 2, clip // 2)]
+        rows = [[min(max(c + o, 0), n - 1) for o in offsets] for c in centres]
+        arrays[f"frame_inds_{len(cases)}"] = np.array(rows)
+        arrays[f"masks_{len(cases)}"] = np.arange(window) < valid
+        cases.append(
+            {"kind": "snippet", "method": "sliding_window", "n": n, "stride": stride}
+            | {"window": window, "start": start, "end": end, "clip_len": clip}
+            | {"interval": interval}
+        )
+    return arrays, {"cases": cases}
+
+
+def schedule_case() -> tuple[Arrays, dict[str, Any]]:
+    """Linear warm-up from 0, then half a cosine, by the step."""
+    base, warmup, epochs, per_epoch, eta_min = 3e-4, 2, 4, 5, 1e-8
+    warm, total = warmup * per_epoch, (warmup + epochs) * per_epoch
+    rates = []
+    for i in range(total):
+        if i < warm:
+            rates.append(base * i / (warm - 1))
+        else:
+            wave = 1 + math.cos(math.pi * (i - warm) / (total - warm))
+            rates.append(eta_min + 0.5 * (base - eta_min) * wave)
+    params = {
+        "learning_rate": base,
+        "warmup": True,
+        "warmup_epochs": warmup,
+        "epochs": epochs,
+        "schedule_type": "cosine",
+        "num_iters_per_epoch": per_epoch,
+    }
+    return {"lr": np.array(rates)}, {"weights": "none", "params": params}
+
+
+def videomae_case() -> tuple[Arrays, dict[str, Any], Arrays]:
+    """A two-block VideoMAE under the official keys, token by token in float64."""
+    random = np.random.default_rng(2)
+    dim, depth, heads, hidden, patch, tubelet, size, frames, classes = 24, 2, 3, 96, 8, 2, 16, 4, 5
+
+    def draw(*shape: int, scale: float = 0.2) -> np.ndarray[Any, Any]:
+        return random.normal(0, scale, shape).astype(np.float32)
+
+    def norm(prefix: str) -> Arrays:
+        return {f"{prefix}.weight": 1 + draw(dim), f"{prefix}.bias": draw(dim)}
+
+    def linear(prefix: str, into: int, out_of: int) -> Arrays:
+        return {f"{prefix}.weight": draw(into, out_of), f"{prefix}.bias": draw(into)}
+
+    w: Arrays = {
+        "patch_embed.proj.weight": draw(dim, 3, tubelet, patch, patch, scale=0.05),
+        "patch_embed.proj.bias": draw(dim),
+    }
+    for i in range(depth):
+        block = f"blocks.{i}"
+        w |= norm(f"{block}.norm1") | norm(f"{block}.norm2")
+        w |= {f"{block}.attn.qkv.weight": draw(3 * dim, dim)}
+        w |= {f"{block}.attn.q_bias": draw(dim), f"{block}.attn.v_bias": draw(dim)}
+        w |= linear(f"{block}.attn.proj", dim, dim)
+        w |= linear(f"{block}.mlp.fc1", hidden, dim) | linear(f"{block}.mlp.fc2", dim, hidden)
+    w |= norm("fc_norm") | linear("head", classes, dim)
+    clips = random.normal(0, 1, (2, 3, frames, size, size)).astype(np.float32)
+    outputs = [
+        _videomae64(clip.astype(np.float64), w, depth, heads, patch, tubelet) for clip in clips
+    ]
+    arrays: Arrays = {"input": clips}
+    for name in outputs[0]:
+        arrays[name] = np.stack([output[name] for output in outputs])
+    arrays["pos_embed"] = arrays["pos_embed"][:1]
+    config = {
+        "config": {
+            "img_size": size,
+            "patch_size": patch,
+            "embed_dim": dim,
+            "depth": depth,
+            "num_heads": heads,
+            "mlp_ratio": hidden / dim,
+            "all_frames": frames,
+            "tubelet_size": tubelet,
+            "num_classes": classes,
+            "init_values": 0.0,
+            "qkv_bias": True,
+        },
+        "tolerance": {"atol": 2e-5, "rtol": 1e-4},
+    }
+    return arrays, config, w
+
+
+def _videomae64(
+    clip: np.ndarray[Any, Any], w: Arrays, depth: int, heads: int, patch: int, tubelet: int
+) -> Arrays:
+    dim = len(w["fc_norm.bias"])
+    t, h, side = (clip.shape[1] // tubelet, clip.shape[2] // patch, clip.shape[3] // patch)
+    tokens = np.empty((t * h * side, dim))
+    table = np.empty_like(tokens)
+    for n in range(len(tokens)):
+        i, j, k = n // (h * side), n // side % h, n % side
+        tube = clip[
+            :,
+            i * tubelet : (i + 1) * tubelet,
+            j * patch : (j + 1) * patch,
+            k * patch : (k + 1) * patch,
+        ]
+        tokens[n] = w["patch_embed.proj.weight"].reshape(dim, -1) @ tube.reshape(-1)
+        tokens[n] += w["patch_embed.proj.bias"]
+        for c in range(dim):
+            angle = n / 10000 ** (2 * (c // 2) / dim)
+            table[n, c] = math.cos(angle) if c % 2 else math.sin(angle)
+    found: Arrays = {"patch_embed_out": tokens.copy(), "pos_embed": table}
+    x = tokens + table
+    for b in range(depth):
+        x = x + _attention64(_norm64(x, w, f"blocks.{b}.norm1"), w, f"blocks.{b}.attn", heads)
+        y = _linear64(_norm64(x, w, f"blocks.{b}.norm2"), w, f"blocks.{b}.mlp.fc1")
+        gelu = np.vectorize(lambda v: 0.5 * v * (1 + math.erf(v / math.sqrt(2))))
+        x = x + _linear64(gelu(y), w, f"blocks.{b}.mlp.fc2")
+        found[f"block_{b}"] = x.copy()
+    found["features"] = _norm64(x.mean(axis=0), w, "fc_norm")
+    found["logits"] = _linear64(found["features"], w, "head")
+    return found
+
+
+def _attention64(
+    x: np.ndarray[Any, Any], w: Arrays, prefix: str, heads: int
+) -> np.ndarray[Any, Any]:
+    dim = x.shape[1]
+    bias = np.concatenate([w[f"{prefix}.q_bias"], np.zeros(dim), w[f"{prefix}.v_bias"]])
+    q, k, v = np.split(x @ w[f"{prefix}.qkv.weight"].T.astype(np.float64) + bias, 3, axis=1)
+    width = dim // heads
+    mixed = np.empty_like(x)
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        weights = np.exp(q[:, part] @ k[:, part].T / math.sqrt(width))
+        mixed[:, part] = weights / weights.sum(axis=1, keepdims=True) @ v[:, part]
+    return _linear64(mixed, w, f"{prefix}.proj")
+
+
+def _norm64(x: np.ndarray[Any, Any], w: Arrays, prefix: str) -> np.ndarray[Any, Any]:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scale = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+    normed: np.ndarray[Any, Any] = centred / scale * w[f"{prefix}.weight"] + w[f"{prefix}.bias"]
+    return normed
+
+
+def _linear64(x: np.ndarray[Any, Any], w: Arrays, prefix: str) -> np.ndarray[Any, Any]:
+    product: np.ndarray[Any, Any] = x @ w[f"{prefix}.weight"].T.astype(np.float64)
+    return product + w[f"{prefix}.bias"]
+
+
+if __name__ == "__main__":
+    main()
