@@ -133,7 +133,7 @@ def load_annotations(
         raise AnnotationError(
             f"The annotations have {errors} error{'s'[: errors != 1]}.",
             found,
-            "Mend the file, or read it leniently (strict=False) to leave these entries out.",
+            "Mend the file; evaluate --skip-defects (strict=False) leaves these entries out.",
         )
     if found:
         logger.log(

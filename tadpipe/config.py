@@ -94,7 +94,7 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     for key in mapping:
         if key not in fields:
             guesses = nearest(key, fields) or sorted(fields)
-            shown = ", ".join(f"{name} ({_show_default(fields[name])})" for name in guesses)
+            shown = ", ".join(f"{name} ({_shown(mapping, fields[name])})" for name in guesses)
             raise ConfigError(f"Unknown key '{key}'.", where, f"Nearest keys: {shown}.")
     values = {
         key: _coerce(value, hints[key], f"{where}: {key} = {value!r}")
@@ -139,12 +139,14 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        ConfigError: missing or not valid TOML.
+        ConfigError: missing, unreadable or not valid TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError("File not found.", str(path)) from None
+        raise ConfigError("File not found.", str(path), "Check the path.") from None
+    except OSError as error:
+        raise ConfigError("The file cannot be read.", f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError("Not a valid TOML file.", f"{path}: {error}") from None
 
@@ -172,11 +174,13 @@ def _umask() -> int:
     return current
 
 
-def _show_default(field: dataclasses.Field[Any]) -> str:
+def _shown(mapping: Mapping[str, Any], field: dataclasses.Field[Any]) -> str:
+    if field.name in mapping:
+        return f"now {mapping[field.name]!r}"
     if field.default is not dataclasses.MISSING:
-        return f"now {field.default!r}"
+        return f"default {field.default!r}"
     if field.default_factory is not dataclasses.MISSING:
-        return f"now {field.default_factory()!r}"
+        return f"default {field.default_factory()!r}"
     return "required"
 
 

@@ -31,6 +31,10 @@ class Project:
     preset: str | None = None  # a name of `tadpipe list presets`, or a TOML file
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.stride is not None and self.stride < 1:
+            raise ConfigError("stride must be positive.", f"{FILE}: stride = {self.stride}")
+
     @classmethod
     def find(cls, folder: Path | None = None) -> Project:
         """The project of `folder` (default: here); the defaults where there is no file.

@@ -7,8 +7,10 @@ Command files import click only; the work is imported inside each command.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 import click
@@ -84,7 +86,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return error.exit_code
         return _show("UsageError", error.format_message(), error.exit_code, as_json)
     except (click.Abort, KeyboardInterrupt):
-        text = "Interrupted. What was finished is kept; run the same command again to go on."
+        text = (
+            "Interrupted. What was finished is kept; run the same command again to go on "
+            "(train-detector: with --resume)."
+        )
         return _show("Interrupted", text, 1, as_json)
     except TadpipeError as error:
         if debug:
@@ -96,11 +101,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        text = (
-            f"Unexpected {type(error).__name__}: {error}\n"
-            "  This is a defect of tadpipe. Run again with --debug and report the traceback."
-        )
-        return _show(type(error).__name__, text, 1, as_json)
+        return _show(type(error).__name__, _unexpected(error), 1, as_json)
+
+
+def _unexpected(error: Exception) -> str:
+    """What the system refused, or else a defect of ours."""
+    if isinstance(error, OSError) and error.strerror:
+        what = f"The system refused: {error.strerror}."
+        where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+        todo = "Check that the place exists, that you may write there, and that the disk has room."
+        return str(TadpipeError(what, where, todo))
+    return (
+        f"Unexpected {type(error).__name__}: {error}\n"
+        "  This is a defect of tadpipe. Run again with --debug and report the traceback."
+    )
 
 
 def _show(kind: str, text: str, exit_code: int, as_json: bool) -> int:
@@ -110,5 +124,6 @@ def _show(kind: str, text: str, exit_code: int, as_json: bool) -> int:
     click.echo(printable if kind == "Interrupted" else f"Error: {printable}", err=True)
     if as_json:
         document = {"error": {"kind": kind, "message": text, "exit_code": exit_code}}
-        click.echo(json.dumps(document, ensure_ascii=True))
+        with suppress(OSError):  # stdout may be what failed; stderr has said it
+            click.echo(json.dumps(document, ensure_ascii=True))
     return exit_code

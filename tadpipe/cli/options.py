@@ -6,6 +6,7 @@ Results go to stdout (one JSON document with --json), progress and messages to s
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -51,9 +52,19 @@ def first(*values: T | None) -> T | None:
 def emit(as_json: bool, mapping: dict[str, Any], text: str) -> None:
     """Show a result: the mapping as JSON, or the text."""
     if as_json:
-        click.echo(json.dumps(mapping, ensure_ascii=True, indent=1, allow_nan=True))
+        click.echo(json.dumps(_plain(mapping), ensure_ascii=True, indent=1, allow_nan=False))
     elif text:
-        click.echo(text)
+        encoding = sys.stdout.encoding or "utf-8"  # a terminal that cannot show a name escapes it
+        click.echo(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _plain(value: Any) -> Any:
+    """A result in JSON's own values, which know no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class TqdmProgress:

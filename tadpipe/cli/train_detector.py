@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from tadpipe.cli.options import (
     shared_options,
     terminal_progress,
 )
+
+if TYPE_CHECKING:
+    from tadpipe.project import Project
 
 
 @click.command(name="train-detector")
@@ -92,7 +96,7 @@ def train_detector(
         out=out,
         runs=project.runs,
         resume=resume,
-        annotations=annotations,
+        annotations=annotations or _own_annotations(features, project),
         dataset=first(dataset, project.dataset),
         subset=subset,
         test_subset=test_subset,
@@ -105,3 +109,9 @@ def train_detector(
         progress=terminal_progress(as_json),
     )
     emit(as_json, report.to_mapping(), report.text())
+
+
+def _own_annotations(features: tuple[Path, ...], project: Project) -> Path | None:
+    """The project's annotations for the project's own store; other stores keep their own copy."""
+    own = project.store.resolve()
+    return project.annotations if all(store.resolve() == own for store in features) else None

@@ -25,7 +25,8 @@ from tadpipe.pipeline.extract_report import ExtractReport
 from tadpipe.pipeline.known_weights import find_weights, remember_weights
 from tadpipe.pipeline.progress import SILENT, Progress
 from tadpipe.pipeline.recipe import load_detector
-from tadpipe.pipeline.video_files import find_videos, printable
+from tadpipe.pipeline.video_files import VideoFile, find_videos, printable
+from tadpipe.store.content import ContentIndex
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.metadata import FeatureSpec
 
@@ -106,6 +107,7 @@ def detect(
     for path in out:
         check_suffix(path, len(files))
     trained = load_detector(model, device=device)
+    files = _beside_others(files, store, trained.recipe.features)
     report = DetectReport([])
     for spec in trained.recipe.features:
         backbone = _load_backbone(spec, weights, device, str(model))
@@ -120,13 +122,13 @@ def detect(
                 progress=progress,
             )
         )
-    if dry_run:
+    failed = {v.name for each in report.extraction for v in each.videos if v.status == "failed"}
+    names = {file.name: file.name for file in files if file.name not in failed}
+    if dry_run or not names:
         return report
     opened = FeatureStore.open(store)
     tables = [opened.table(fid=spec.fid) for spec in trained.recipe.features]
     source = FeatureSource(tables)
-    failed = {v.name for each in report.extraction for v in each.videos if v.status == "failed"}
-    names = {file.name: file.name for file in files if file.name not in failed}
     rows = opened.videos(tables[0].fid)
     found = detect_on_source(
         trained.model,
@@ -141,6 +143,28 @@ def detect(
         write_detections(path, report.detections)
         report.files.append(path)
     return report
+
+
+def _beside_others(
+    files: Sequence[VideoFile], store: Path | str, specs: Sequence[FeatureSpec]
+) -> list[VideoFile]:
+    """The files, renamed where the store knows another video by the same name.
+
+    The store may be one that detectors are trained on: its names keep their meaning.
+    """
+    if not Path(store).exists():
+        return list(files)
+    opened, content = FeatureStore.open(store), ContentIndex(store, remember=False)
+    stored = [opened.videos(spec.fid) for spec in specs]
+    beside = []
+    for file in files:
+        others = [names.content_of(file.name) for names in stored if file.name in names]
+        if others and file.path.is_file():
+            sha256 = content.sha256(file.path)
+            if any(other != sha256 for other in others):
+                file = VideoFile(file.path, f"{file.name} ({sha256[:8]})")
+        beside.append(file)
+    return beside
 
 
 def _best(found: list[Detection], min_score: float, top_k: int | None) -> list[Detection]:

@@ -196,18 +196,24 @@ def run_settings(detections: str | Path | Detections) -> RunSettings:
         return RunSettings()
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        annotations, subset = Path(config["annotations"]), config["subsets"]["test"]
-        dataset = config["dataset"]
+        annotations = _seen_from(path.parent, Path(config["annotations"]))
+        subset, dataset = config["subsets"]["test"], config["dataset"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError("The run's configuration cannot be read.", f"{path}: {error}") from None
     if annotations.is_file():
         return RunSettings(annotations, dataset, subset)
-    return RunSettings(_remembered(config, dataset), dataset, subset)
+    store = _seen_from(path.parent, config["stores"][0])
+    return RunSettings(_remembered(store, dataset), dataset, subset)
 
 
-def _remembered(config: Mapping[str, Any], dataset: str | None) -> Annotations | None:
+def _seen_from(run: Path, path: str | Path) -> Path:
+    """A path of a run's config.json: below a folder the run is in, else as seen from here."""
+    above = (folder / path for folder in run.absolute().parents)
+    return next((place for place in above if place.exists()), Path(path))
+
+
+def _remembered(store: Path, dataset: str | None) -> Annotations | None:
     """The store's own copy of the annotations that a run was trained with, if it is there."""
-    store = Path(config["stores"][0])
     if not store.exists():
         return None
     spec: DatasetSpec | None = resolve("dataset", DATASETS, dataset) if dataset else None

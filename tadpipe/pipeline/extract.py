@@ -7,6 +7,7 @@ becomes a typed ledger row and the run goes on; a finished video survives any ki
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -35,6 +36,8 @@ from tadpipe.store.metadata import FeatureSpec
 from tadpipe.store.writer import StoreWriter
 from tadpipe.video.process import DecodeProcess
 from tadpipe.video.snippets import SnippetPlan
+
+logger = logging.getLogger(__name__)
 
 
 def extract(
@@ -218,6 +221,7 @@ class _Run:
             except VideoError as error:
                 self._failed(file.name, "", error, 0, 0.0)
                 continue
+            self._say_if_renamed(file.name, sha256)
             if self.store.has_content(self.report.fid, sha256):
                 self._reused(file.name, sha256)
             elif sha256 in self.copies:
@@ -260,6 +264,12 @@ class _Run:
         self._record(outcome, sha256)
         for copy in copies:
             self._reused(copy, sha256)
+
+    def _say_if_renamed(self, name: str, sha256: str) -> None:
+        """A name that meant another file means this one from now on."""
+        names = self.store.videos(self.report.fid)
+        if name in names and names.content_of(name) != sha256:
+            logger.warning("%s is another file than before; its name now means it", printable(name))
 
     def _reused(self, name: str, sha256: str) -> None:
         """Already in the store, under this name or another."""

@@ -18,7 +18,7 @@ from tadpipe.detectors.parts.decode import DecodeConfig
 from tadpipe.detectors.parts.nms import NmsConfig
 from tadpipe.errors import ConfigError
 from tadpipe.pipeline.names import PRESETS, names_of
-from tadpipe.registry import nearest, resolve
+from tadpipe.registry import known, nearest, resolve
 from tadpipe.training.loop import TrainingConfig
 
 DEFAULT = "default"
@@ -60,7 +60,13 @@ class Preset:
 
 
 def choose_preset(detector: str | None, preset: str | None) -> str:
-    """The name of the preset to load: as asked for, else the detector's default one."""
+    """The name of the preset to load: as asked for, else the detector's default one.
+
+    Raises:
+        ConfigError: no such detector.
+    """
+    if detector is not None:
+        known("detector", DETECTORS, detector)
     return preset or f"{detector or 'actionformer'}/{DEFAULT}"
 
 
@@ -102,9 +108,9 @@ def preset_path(name: str) -> Path:
     """
     if name.endswith(".toml"):
         return Path(name)
-    known = names_of("presets")
-    if name not in known:
-        guesses = nearest(name, known)
+    presets = names_of("presets")
+    if name not in presets:
+        guesses = nearest(name, presets)
         hint = f"Did you mean {' or '.join(guesses)}? " if guesses else ""
         raise ConfigError(
             f"Unknown preset '{name}'.", todo=f"{hint}`tadpipe list presets` shows all of them."

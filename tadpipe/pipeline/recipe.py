@@ -106,7 +106,7 @@ def load_recipe(run: Path) -> Recipe:
     path = run / RECIPE_FILE
     try:
         mapping = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             "Not the folder of a training run.",
             f"{run} has no {RECIPE_FILE}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from tadpipe.evaluation.detection_map import DetectionScore
+from tadpipe.pipeline.video_files import printable
 
 SHOWN = 10  # names of a list before it is cut; the JSON has all of them
 
@@ -95,7 +96,7 @@ def _names(names: Collection[str]) -> str:
     """`: a, b, ...` with the names, or nothing."""
     if not names:
         return ""
-    shown = ", ".join(list(names)[:SHOWN])
+    shown = ", ".join(printable(name) for name in list(names)[:SHOWN])
     return f": {shown}" + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
 
 

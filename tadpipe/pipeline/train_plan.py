@@ -217,7 +217,7 @@ def _load(
     raise ConfigError(
         "No annotations to train with.",
         f"{', '.join(table.store for table in tables)} remembers none",
-        "Give --annotations, or set `annotations` in tadpipe.toml.",
+        "Give --annotations, or set `annotations` in tadpipe.toml and extract again.",
     )
 
 

@@ -68,8 +68,12 @@ def shard(videos: list[VideoFile], index: int, count: int) -> list[VideoFile]:
 
 
 def printable(path: Path | str) -> str:
-    """A path as text that any terminal and JSON can show; bytes that are not UTF-8 are escaped."""
-    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A path as text that any terminal and JSON can show, on one line.
+
+    Control characters and bytes that are not UTF-8 are escaped.
+    """
+    text = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -7,6 +7,7 @@ video's rows [rows, C] are and when they are. Standard library only, like the ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -51,6 +52,8 @@ class FeatureSpec:
         for key in ("channels", "clip_len", "stride", "frame_interval"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} must be positive.", f"{key} = {getattr(self, key)}")
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise ConfigError("fps must be positive.", f"fps = {self.fps}")
         if self.anchor != "start" and self.edges != "repeat-edge":
             raise ConfigError(
                 "Clips anchored at their centre reach past the ends, which repeats edge frames.",

@@ -164,3 +164,49 @@ def test_names_are_listed_with_one_line_each(capfd: CapFd) -> None:
         assert code == 0
         assert names[family]
         assert all(line for line in names[family].values())
+
+
+def test_run_is_evaluated_from_another_folder(
+    project: Path, capfd: CapFd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, report, _ = command(capfd, "evaluate", str(project / "runs" / "actionformer"))
+    assert (code, report["subset"]) == (0, "test")
+
+
+def test_the_projects_annotations_count_as_they_are_now(
+    project: Path, capfd: CapFd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = json.loads((project / "labels.json").read_text(encoding="utf-8"))
+    del labels["database"][NAMES[0]]
+    (tmp_path / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
+    store = (project / "store" / "thumos.zarr").as_posix()
+    settings = f'annotations = "labels.json"\nstore = "{store}"\n'
+    (tmp_path / "tadpipe.toml").write_text(settings, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for features in ([], ["--features", store]):
+        code, plan, _ = command(capfd, "train-detector", "--dry-run", *features, *SMALL_MODEL)
+        assert (code, plan["videos"]) == (0, 2)
+
+
+def test_another_video_of_the_same_name_leaves_the_store_as_it_was(
+    capfd: CapFd, tmp_path: Path
+) -> None:
+    before = FeatureStore.open("store/thumos.zarr")[NAMES[0]][:]
+    video = make_video(tmp_path / f"{NAMES[0]}.mp4", frames=90)
+    out = tmp_path / "o.json"
+    code, report, _ = command(
+        capfd, "detect", str(video), "--model=runs/actionformer", f"--out={out}"
+    )
+    (name,) = report["detections"]
+    assert (code, report["extraction"][0]["done"]) == (0, 1)
+    assert name.startswith(f"{NAMES[0]} (")
+    assert (FeatureStore.open("store/thumos.zarr")[NAMES[0]][:] == before).all()
+
+
+def test_detecting_in_no_readable_video_names_the_reason(capfd: CapFd, tmp_path: Path) -> None:
+    options = ["--model=runs/actionformer", f"--store={tmp_path / 'new.zarr'}"]
+    code, report, _ = command(capfd, "detect", "none.mp4", *options, f"--out={tmp_path / 'o.json'}")
+    assert code == 3
+    assert report["extraction"][0]["videos"][0]["reason"] == "not-found"
+    assert not (tmp_path / "o.json").exists()

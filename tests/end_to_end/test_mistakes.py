@@ -48,6 +48,12 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             2,
             ["Unknown pixel recipe", "mmaction"],
         ),
+        (
+            ["extract", "v.mp4", "--backbone=videomae-tiny", "--weights=random", "--fps=nan"],
+            2,
+            ["fps must be positive"],
+        ),
+        (["detect", "v.mp4", "--model=file"], 1, ["file has no recipe.json"]),
         (["train-detector", "--features=none.zarr"], 1, ["does not exist", "none.zarr"]),
         (["detect", "v.mp4", "--model=runs/none"], 1, ["runs/none", "recipe.json"]),
         (["evaluate", "none.json", "--annotations=none.json"], 2, ["none.json"]),
@@ -59,6 +65,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistake_is_explained(
     capfd: CapFd, arguments: list[str], code: int, words: list[str]
 ) -> None:
+    Path("file").touch()
     exit_code, answer, printed = command(capfd, *arguments)
     assert exit_code == code
     for word in words:
@@ -80,6 +87,13 @@ def test_project_file_with_an_unknown_key_is_refused(capfd: CapFd) -> None:
     assert code == 2
     assert "tadpipe.toml" in answer["error"]["message"]
     assert "videos" in answer["error"]["message"]
+
+
+def test_project_file_with_a_stride_of_nothing_is_refused(capfd: CapFd) -> None:
+    Path("tadpipe.toml").write_text("stride = 0\n", encoding="utf-8")
+    code, answer, _ = command(capfd, "extract", "v.mp4", "--backbone=videomae-tiny")
+    assert code == 2
+    assert "stride = 0" in answer["error"]["message"]
 
 
 def test_init_writes_a_project_once(capfd: CapFd) -> None:

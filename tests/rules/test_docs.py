@@ -1,4 +1,4 @@
-"""The documentation speaks of what there is: every command and option, and no link leads nowhere."""
+"""The documentation speaks of what there is: every command and option, and no dead link."""
 
 from __future__ import annotations
 

@@ -75,3 +75,13 @@ def test_an_unknown_data_set_is_a_usage_error(
     command = ["evaluate", "d.json", "--annotations", "a.json", "--dataset", "thumos"]
     assert run(command) == 2
     assert "thumos14" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_no_defect_of_tadpipe(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "d.json", "--annotations", "a.json", "--subset", "test"]
+    assert run([*command, "--out", "a.json/e.json"]) == 1
+    shown = capsys.readouterr().err
+    assert "a.json" in shown
+    assert "defect" not in shown
