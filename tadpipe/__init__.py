@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tadpipe.backbones.loading import load_backbone
     from tadpipe.errors import TadpipeError
+    from tadpipe.pipeline.compare import compare
     from tadpipe.pipeline.detect_videos import detect
     from tadpipe.pipeline.evaluate import evaluate
     from tadpipe.pipeline.extract import extract
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FeatureStore",
     "TadpipeError",
+    "compare",
     "detect",
     "evaluate",
     "extract",
@@ -33,6 +35,7 @@ __all__ = [
 _HOMES = {
     "FeatureStore": "tadpipe.store.feature_store",
     "TadpipeError": "tadpipe.errors",
+    "compare": "tadpipe.pipeline.compare",
     "detect": "tadpipe.pipeline.detect_videos",
     "evaluate": "tadpipe.pipeline.evaluate",
     "extract": "tadpipe.pipeline.extract",

@@ -26,6 +26,7 @@ COMMANDS = {
     "train-detector": "tadpipe.cli.train_detector:train_detector",
     "detect": "tadpipe.cli.detect:detect",
     "evaluate": "tadpipe.cli.evaluate:evaluate",
+    "compare": "tadpipe.cli.compare:compare",
     "store": "tadpipe.cli.store:store",
     "list": "tadpipe.cli.list:list_names",
 }
