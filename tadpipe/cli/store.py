@@ -1,12 +1,20 @@
-"""tadpipe store: look into a feature store, check it, clean it up."""
+"""tadpipe store: look into a feature store, check it, clean it up; features in and out."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from tadpipe.cli.options import dry_run_option, emit, shared_options
+from tadpipe.cli.options import (
+    dry_run_option,
+    emit,
+    first,
+    shared_options,
+    terminal_progress,
+)
+from tadpipe.errors import ConfigError
 
 STORE_ARGUMENT = click.argument(
     "path", metavar="[STORE]", required=False, type=click.Path(path_type=Path)
@@ -15,7 +23,7 @@ STORE_ARGUMENT = click.argument(
 
 @click.group()
 def store() -> None:
-    """Look into a feature store, check it, clean it up.
+    """Look into a feature store, check it, clean it up; import and export features.
 
     STORE defaults to the project's.
     """
@@ -100,6 +108,161 @@ def gc(path: Path | None, dry_run: bool, as_json: bool) -> None:
 
     report = store_report.gc(_path(path), dry_run=dry_run)
     emit(as_json, report, store_report.gc_text(report))
+
+
+@store.command("import")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--store", "path", type=click.Path(path_type=Path), default=None, help=".zarr or .h5 store."
+)
+@click.option("--convention", default=None, help="A known release, such as thumos14-i3d.")
+@click.option("--backbone", default=None, help="What the features were computed with.")
+@click.option("--channels", type=click.IntRange(min=1), default=None, help="C of the rows [T, C].")
+@click.option("--stride", type=click.IntRange(min=1), default=None, help="Frames between rows.")
+@click.option("--clip-len", type=click.IntRange(min=1), default=None, help="Frames per snippet.")
+@click.option(
+    "--frame-interval",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="A snippet took each n-th frame.",
+)
+@click.option("--fps", default=None, help="Frames per second; native = as annotated per video.")
+@click.option("--offset", type=float, default=None, help="Frame of the centre of row 0.")
+@click.option("--prefix", default=None, help="Of file names, absent in the annotations.")
+@click.option("--key", default=None, help="Array of an npz file or a dict.  [default: feats]")
+@click.option("--dataset", default=None, help="A name of `tadpipe list datasets`.")
+@click.option(
+    "--annotations", type=click.Path(path_type=Path), default=None, help="Kept in the store."
+)
+@click.option(
+    "--feature-dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float32",
+    show_default=True,
+    help="How rows are stored.",
+)
+@dry_run_option
+@shared_options
+@click.pass_context
+def import_(
+    context: click.Context,
+    files: tuple[Path, ...],
+    path: Path | None,
+    convention: str | None,
+    backbone: str | None,
+    channels: int | None,
+    stride: int | None,
+    clip_len: int | None,
+    frame_interval: int,
+    fps: str | None,
+    offset: float | None,
+    prefix: str | None,
+    key: str | None,
+    dataset: str | None,
+    annotations: Path | None,
+    feature_dtype: Literal["float16", "float32"],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Put existing features (npy, npz, pt, pkl, csv, h5; files and folders) into a store.
+
+    What they are must be stated, or be a known release's convention. Exit 3 if files failed.
+
+    Example: tadpipe store import features/ --convention thumos14-i3d --annotations thumos14.json
+    """
+    from tadpipe.pipeline.feature_import import import_features
+    from tadpipe.pipeline.feature_provenance import state_provenance
+    from tadpipe.project import Project
+
+    provenance = state_provenance(
+        convention,
+        backbone=backbone,
+        channels=channels,
+        stride=stride,
+        clip_len=clip_len,
+        frame_interval=frame_interval,
+        fps=_rate(fps),
+        offset=offset,
+        prefix=prefix,
+        key=key,
+        feature_dtype=feature_dtype,
+    )
+    project = Project.find()
+    report = import_features(
+        files,
+        store=path or project.store,
+        provenance=provenance,
+        annotations=first(annotations, project.annotations),
+        dataset=first(dataset, project.dataset),
+        dry_run=dry_run,
+        progress=terminal_progress(as_json),
+    )
+    emit(as_json, report.to_mapping(), report.text())
+    context.exit(report.exit_code)
+
+
+@store.command("export")
+@STORE_ARGUMENT
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder, or the .h5 file."
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["npy", "npz", "h5"]),
+    default="npy",
+    show_default=True,
+    help="One file per video [T, C], npz with the key feats; or one h5 of all.",
+)
+@click.option("--backbone", default=None, help="Only features of this backbone.")
+@click.option("--stride", type=int, default=None, help="Features at this stride, in frames.")
+@click.option("--prefix", default="", help="Put before every name, as v_ of ActivityNet.")
+@dry_run_option
+@shared_options
+@click.pass_context
+def export(
+    context: click.Context,
+    path: Path | None,
+    out: Path,
+    layout: Literal["npy", "npz", "h5"],
+    backbone: str | None,
+    stride: int | None,
+    prefix: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Write a store's features as files that other trainers read. Exit 3 if some failed.
+
+    Example: tadpipe store export store/thumos.zarr --out features --layout npy
+    """
+    from tadpipe.pipeline.feature_export import export_features
+
+    report = export_features(
+        _path(path),
+        out=out,
+        layout=layout,
+        backbone=backbone,
+        stride=stride,
+        prefix=prefix,
+        dry_run=dry_run,
+        progress=terminal_progress(as_json),
+    )
+    emit(as_json, report.to_mapping(), report.text())
+    context.exit(report.exit_code)
+
+
+def _rate(text: str | None) -> float | Literal["native"] | None:
+    """--fps: a number, or the word native."""
+    if text is None:
+        return None
+    if text == "native":
+        return "native"
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(
+            "--fps is a number or the word native.", f"--fps {text}", "Give --fps 30, for example."
+        ) from None
 
 
 def _path(path: Path | None) -> Path:

@@ -175,7 +175,8 @@ def _load_backbone(
     spec: FeatureSpec, weights: str | Path | None, device: str, run: str
 ) -> Backbone:
     """The backbone a recipe names, with exactly its weights and pixels."""
-    if spec.backbone not in BACKBONES or spec.representation != "snippet" or spec.adapter_sha256:
+    known = spec.backbone in BACKBONES and spec.representation == "snippet"
+    if not known or spec.adapter_sha256 or spec.pixels is None:
         raise ConfigError(
             "The features this model was trained on cannot be extracted here.",
             f"{run}: {spec.backbone}, {spec.representation} features",

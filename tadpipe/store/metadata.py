@@ -28,7 +28,7 @@ class FeatureSpec:
     channels: int  # C
     clip_len: int  # frames per clip
     stride: int  # frames between the starts of neighbouring snippets
-    pixels: PixelRecipe  # resize, crop, mean and std, colour
+    pixels: PixelRecipe | None  # resize, crop, mean and std, colour; None = not stated (imported)
     adapter_sha256: str = ""  # weights added to the backbone; "" = none
     representation: Literal["snippet", "frame"] = "snippet"
     window_len: int = 0  # "frame": frames that see each other in one pass
@@ -113,8 +113,10 @@ class FeatureSpec:
             "frame interval": "" if self.frame_interval == 1 else str(self.frame_interval),
             "channels": str(self.channels),
             "anchor": f"{self.anchor} ({self.edges})",
-            "pixels": f"{pixels.resize} {pixels.size} {pixels.interpolation}",
-            "normalised": "yes" if pixels.mean else "",
+            "pixels": "not stated"
+            if pixels is None
+            else f"{pixels.resize} {pixels.size} {pixels.interpolation}",
+            "normalised": "yes" if pixels is not None and pixels.mean else "",
             "rate": "" if self.fps is None else f"{self.fps:g} fps",
             "decoded at": "" if self.decode_size is None else "x".join(map(str, self.decode_size)),
             "rotation": "" if self.rotation == "upright" else self.rotation,
