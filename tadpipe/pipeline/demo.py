@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tadpipe.annotations import Annotations, Detections, Video, load_annotations
 from tadpipe.config import write_atomically
@@ -25,6 +26,7 @@ from tadpipe.pipeline.demo_backbone import make_demo_backbone
 from tadpipe.pipeline.demo_baselines import chance_detections, trivial_detections
 from tadpipe.pipeline.demo_report import PICTURE_VIDEOS, DemoReport
 from tadpipe.pipeline.demo_videos import (
+    ANNOTATIONS_FILE,
     DEMO_MINUTES,
     VIDEO_FOLDER,
     DemoVideoSettings,
@@ -84,77 +86,139 @@ def demo(
     settings = _settings(DemoVideoSettings(seed, minutes), detectors, pretraining, sets)
     _check_folder(folder, settings)
     write_atomically(folder / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
-    report = DemoReport(folder)
-    with _stage(report, "videos", progress):
-        annotations_path = make_demo_videos(folder, seed=seed, minutes=minutes, progress=progress)
-        _write_project(folder, detectors[0])
-    annotations = load_annotations(annotations_path)
-    report.labels = annotations.labels
-    with _stage(report, "backbone", progress):
-        weights = folder / WEIGHTS_FILE
-        if not weights.is_file():
-            make_demo_backbone(
-                weights,
-                BACKBONE,
-                folder / VIDEO_FOLDER,
-                annotations,
-                pretraining,
-                seed=seed,
-                device=resolve_device(device),
-                progress=progress,
-            )
-    with _stage(report, "features", progress):
-        extract(
-            [folder / VIDEO_FOLDER],
-            store=folder / STORE,
-            backbone=BACKBONE,
-            weights=weights,
-            stride=_stride(detectors[0]),
-            annotations=annotations_path,
-            device=device,
-            progress=progress,
-        )
-    test = annotations.subset("test")
-    found: dict[str, Detections] = {}
-    for name in detectors:
-        run = folder / RUNS / name
-        with _stage(report, f"train {name}", progress):
-            train_detector(
-                folder / STORE,
-                preset=f"{name}/{PRESET}",
-                sets=sets,
-                out=run,
-                resume=True,
-                device=device,
-                seed=seed,
-                progress=progress,
-            )
-        with _stage(report, f"detect {name}", progress):
-            found[name] = detect(
-                [folder / VIDEO_FOLDER / f"{video}.mp4" for video in test],
-                model=run,
-                weights=weights,
-                store=folder / STORE,
-                out=[run / "held_out.json"],
-                device=device,
-                progress=progress,
-            ).detections
-    with _stage(report, "report", progress):
+    making = _Demo(folder, minutes, seed, tuple(sets), device, progress)
+    with _one_thread():
+        with making.stage("videos"):
+            annotations = making.videos(detectors[0])
+        with making.stage("backbone"):
+            making.backbone(annotations, pretraining)
+        with making.stage("features"):
+            making.features(detectors[0])
+        found: dict[str, Detections] = {}
         for name in detectors:
-            report.scores[name] = evaluate(found[name], annotations=annotations, subset="test")
-        _score_baselines(report, annotations, seed)
-        _draw(report, test, found[detectors[0]], detectors[0])
-    write_atomically(folder / RESULTS_FILE, json.dumps(report.to_mapping(), indent=1) + "\n")
-    return report
+            with making.stage(f"train {name}"):
+                making.train(name, annotations)
+            with making.stage(f"detect {name}"):
+                found[name] = making.detect(name, annotations)
+        with making.stage("report"):
+            _score(making.report, found, annotations, seed)
+            _draw(making.report, annotations.subset("test"), found[detectors[0]], detectors[0])
+    results = json.dumps(making.report.to_mapping(), indent=1)
+    write_atomically(folder / RESULTS_FILE, results + "\n")
+    return making.report
+
+
+class _Demo:
+    """The stages that write into the folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        minutes: float,
+        seed: int,
+        sets: tuple[str, ...],
+        device: str,
+        progress: Progress,
+    ) -> None:
+        self.folder = folder
+        self.minutes = minutes
+        self.seed = seed
+        self.sets = sets
+        self.device = resolve_device(device)
+        self.progress = progress
+        self.weights = folder / WEIGHTS_FILE
+        self.report = DemoReport(folder)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; its summary line is shown when it ends."""
+        started = time.monotonic()
+        yield
+        self.report.seconds[name] = time.monotonic() - started
+        self.progress.end(f"[{name}] {self.report.seconds[name]:.1f} s")
+
+    def videos(self, detector: str) -> Annotations:
+        """The videos, their annotations and the project file."""
+        path = make_demo_videos(
+            self.folder, seed=self.seed, minutes=self.minutes, progress=self.progress
+        )
+        _write_project(self.folder, detector)
+        annotations = load_annotations(path)
+        self.report.labels = annotations.labels
+        return annotations
+
+    def backbone(self, annotations: Annotations, pretraining: PretrainConfig) -> None:
+        """Weights that know the training videos; kept once they are there."""
+        if self.weights.is_file():
+            return
+        make_demo_backbone(
+            self.weights,
+            BACKBONE,
+            self.folder / VIDEO_FOLDER,
+            annotations,
+            pretraining,
+            seed=self.seed,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def features(self, detector: str) -> None:
+        """All videos into the store, which remembers the annotations."""
+        extract(
+            [self.folder / VIDEO_FOLDER],
+            store=self.folder / STORE,
+            backbone=BACKBONE,
+            weights=self.weights,
+            stride=_stride(detector),
+            annotations=self.folder / ANNOTATIONS_FILE,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def train(self, detector: str, annotations: Annotations) -> None:
+        """A run of the detector, or what is left of it to do."""
+        batch_size = load_preset(f"{detector}/{PRESET}", self.sets).training.batch_size
+        videos = len(annotations.subset("training"))
+        # A short demo may have fewer training videos than a batch holds.
+        smaller = [f"training.batch_size={videos}"] if videos < batch_size else []
+        train_detector(
+            self.folder / STORE,
+            preset=f"{detector}/{PRESET}",
+            sets=[*self.sets, *smaller],
+            out=self.folder / RUNS / detector,
+            resume=True,
+            device=self.device,
+            seed=self.seed,
+            progress=self.progress,
+        )
+
+    def detect(self, detector: str, annotations: Annotations) -> Detections:
+        """Detections of the held-out videos, from the video files on."""
+        run = self.folder / RUNS / detector
+        test = annotations.subset("test")
+        return detect(
+            [self.folder / VIDEO_FOLDER / f"{name}.mp4" for name in test],
+            model=run,
+            weights=self.weights,
+            store=self.folder / STORE,
+            out=[run / "held_out.json"],
+            device=self.device,
+            progress=self.progress,
+        ).detections
 
 
 @contextmanager
-def _stage(report: DemoReport, name: str, progress: Progress) -> Iterator[None]:
-    """Time a stage; its summary line is shown when it ends."""
-    started = time.monotonic()
-    yield
-    report.seconds[name] = time.monotonic() - started
-    progress.end(f"[{name}] {report.seconds[name]:.1f} s")
+def _one_thread() -> Iterator[None]:
+    """Models as small as the demo's gain little from more threads, and lose much on a busy machine.
+
+    The decoder works in a process of its own. The numbers do not depend on the number of cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def plan_demo(
@@ -232,7 +296,7 @@ def _write_project(folder: Path, detector: str) -> None:
     if path.exists():  # the user may have changed it
         return
     values: dict[str, str | int | None] = {
-        "annotations": "annotations.json",
+        "annotations": ANNOTATIONS_FILE,
         "videos": VIDEO_FOLDER,
         "store": STORE.as_posix(),
         "runs": RUNS.as_posix(),
@@ -250,8 +314,12 @@ def _stride(detector: str) -> int:
     return stride
 
 
-def _score_baselines(report: DemoReport, annotations: Annotations, seed: int) -> None:
-    """The trivial detector, and the mean of several random ones."""
+def _score(
+    report: DemoReport, found: Mapping[str, Detections], annotations: Annotations, seed: int
+) -> None:
+    """The detectors, the trivial one, and the mean of several random ones."""
+    for name, detections in found.items():
+        report.scores[name] = evaluate(detections, annotations=annotations, subset="test")
     training, test = annotations.subset("training"), annotations.subset("test")
     durations_sec = {name: video.duration_sec or 0.0 for name, video in test.items()}
     guesses = trivial_detections(training, durations_sec, seed=seed)
