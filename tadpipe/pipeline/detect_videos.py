@@ -22,7 +22,7 @@ from tadpipe.pipeline.detect import detect_on_source
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.extract import extract_features
 from tadpipe.pipeline.extract_report import ExtractReport
-from tadpipe.pipeline.known_weights import find_weights, remember_weights
+from tadpipe.pipeline.known_weights import KnownWeights, find_weights
 from tadpipe.pipeline.progress import SILENT, Progress
 from tadpipe.pipeline.recipe import load_detector
 from tadpipe.pipeline.video_files import VideoFile, find_videos, printable
@@ -182,8 +182,11 @@ def _load_backbone(
             f"{run}: {spec.backbone}, {spec.representation} features",
             "Evaluate it on stored features with train-detector and evaluate instead.",
         )
-    place = weights if weights is not None else find_weights(spec.weights_sha256)
-    backbone = load_backbone(spec.backbone, place, device=device, dtype=spec.compute_dtype)
+    given = KnownWeights(weights) if weights is not None else find_weights(spec.weights_sha256)
+    place, seed = (None, 0) if given is None else given
+    backbone = load_backbone(
+        spec.backbone, place, device=device, dtype=spec.compute_dtype, seed=seed
+    )
     if backbone.weights_sha256 != spec.weights_sha256:
         raise CheckpointError(
             "These are not the backbone weights the model was trained on.",
@@ -191,8 +194,6 @@ def _load_backbone(
             f"{run}: {spec.weights_sha256[:12]}...",
             "Name the right file with --weights.",
         )
-    if isinstance(place, Path):
-        remember_weights(spec.weights_sha256, place)
     backbone.pixels = spec.pixels
     backbone.set_clip_len(spec.clip_len)
     return backbone

@@ -25,7 +25,7 @@ from tadpipe.errors import ConfigError, VideoError, VideoReason
 from tadpipe.pipeline.clip_batches import ClipBatches, VideoRows
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
-from tadpipe.pipeline.known_weights import remember_weights
+from tadpipe.pipeline.known_weights import KnownWeights, remember_weights
 from tadpipe.pipeline.progress import SILENT, Progress
 from tadpipe.pipeline.video_files import VideoFile, find_videos, printable, shard
 from tadpipe.registry import nearest, resolve
@@ -100,8 +100,8 @@ def extract(
     annotated = _read_annotations(annotations, dataset)
     device = resolve_device(device)
     model = load_backbone(backbone, weights, device=device, dtype=dtype, compile=compile, seed=seed)
-    if weights is not None and weights != "random":
-        remember_weights(model.weights_sha256, Path(weights))
+    if weights is not None and not dry_run:
+        remember_weights(model.weights_sha256, KnownWeights(weights, seed))
     if clip_len is not None:
         model.set_clip_len(clip_len)
     if pixels is not None:

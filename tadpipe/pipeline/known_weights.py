@@ -1,7 +1,8 @@
 """Where the weights of a backbone were seen last, by their SHA-256.
 
 A trained detector names the hash of the backbone weights its features came from. Extraction
-remembers the file behind each hash in the user's cache folder, so that `detect` finds it again.
+remembers the file, or the seed, behind each hash in the user's cache folder, so that `detect`
+finds it again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import NamedTuple
 
+from tadpipe.backbones.loading import RANDOM
 from tadpipe.config import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -22,22 +25,34 @@ def cache_file() -> Path:
     return Path(root, "tadpipe", "weights.json")
 
 
-def remember_weights(sha256: str, path: Path) -> None:
-    """Note the file of a hash; a cache that cannot be written is said and otherwise no matter."""
-    known = _read()
-    absolute = str(path.resolve())
-    if known.get(sha256) == absolute:
+class KnownWeights(NamedTuple):
+    """What `load_backbone` has to be given."""
+
+    weights: str | Path  # a file, or "random"
+    seed: int = 0  # of random weights
+
+
+def remember_weights(sha256: str, known: KnownWeights) -> None:
+    """Note what a hash came from; a cache that cannot be written is said, and no matter else."""
+    source = f"{RANDOM}:{known.seed}"
+    if known.weights != RANDOM:
+        source = str(Path(known.weights).resolve())
+    before = _read()
+    if before.get(sha256) == source:
         return
     try:
-        write_atomically(cache_file(), json.dumps({**known, sha256: absolute}, indent=1))
+        write_atomically(cache_file(), json.dumps({**before, sha256: source}, indent=1))
     except OSError as error:
         logger.warning("%s: %s; the place of weights is not remembered", cache_file(), error)
 
 
-def find_weights(sha256: str) -> Path | None:
-    """The file seen under this hash, if it is still there."""
-    path = _read().get(sha256)
-    return Path(path) if path is not None and Path(path).is_file() else None
+def find_weights(sha256: str) -> KnownWeights | None:
+    """The seed, or the file if it is still there, seen under this hash."""
+    source = _read().get(sha256, "")
+    kind, _, seed = source.partition(":")
+    if kind == RANDOM and seed.lstrip("-").isdecimal():
+        return KnownWeights(RANDOM, int(seed))
+    return KnownWeights(Path(source)) if source and Path(source).is_file() else None
 
 
 def _read() -> dict[str, str]:

@@ -7,7 +7,6 @@ video's rows [rows, C] are and when they are. Standard library only, like the ba
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from tadpipe.config import PixelRecipe, build, digest, to_mapping
 from tadpipe.errors import ConfigError
 
+HIGHEST_FPS = 1000  # a rate to resample to; more only repeats frames
 FID_DIGITS = 16  # hex digits of the SHA-256 kept as fid: 64 bits
 
 
@@ -52,8 +52,10 @@ class FeatureSpec:
         for key in ("channels", "clip_len", "stride", "frame_interval"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} must be positive.", f"{key} = {getattr(self, key)}")
-        if self.fps is not None and not 0 < self.fps < math.inf:
-            raise ConfigError("fps must be positive.", f"fps = {self.fps}")
+        if self.fps is not None and not 0 < self.fps <= HIGHEST_FPS:
+            raise ConfigError(
+                f"fps must be positive and at most {HIGHEST_FPS}.", f"fps = {self.fps}"
+            )
         if self.anchor != "start" and self.edges != "repeat-edge":
             raise ConfigError(
                 "Clips anchored at their centre reach past the ends, which repeats edge frames.",

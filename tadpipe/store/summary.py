@@ -37,7 +37,7 @@ class StoreInfo:
 
 @dataclass(frozen=True)
 class StoreStatus:
-    """The newest ledger line of every video and spec, counted and summed."""
+    """What became of every video of every spec at last, and what all attempts cost."""
 
     done: int
     reused: int
@@ -73,7 +73,11 @@ def store_info(store: OpenStore) -> StoreInfo:
 
 def store_status(store: OpenStore) -> StoreStatus:
     attempts = list(ledger.read(store.backend.ledger))
-    newest = {(fid, row.name): row for fid, row in attempts}
+    newest: dict[tuple[str, str], LedgerRow] = {}
+    for fid, row in attempts:
+        before = newest.get((fid, row.name))
+        if not (row.status == "reused" and before is not None and before.status == "done"):
+            newest[fid, row.name] = row  # a run that found its work done changes nothing
     failed = [row for row in newest.values() if row.status == "failed"]
     reasons: dict[str, int] = {}
     for row in failed:

@@ -84,6 +84,15 @@ def test_own_video_becomes_segments_in_every_format(capfd: CapFd, tmp_path: Path
     assert again["extraction"][0]["frames_decoded"] == 0
 
 
+def test_backbone_weights_are_found_again_outside_the_project(
+    capfd: CapFd, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    video, run_folder = project / "my videos" / "four.mp4", project / "runs" / "actionformer"
+    code, report, _ = command(capfd, "detect", str(video), f"--model={run_folder}")
+    assert (code, report["extraction"][0]["done"]) == (0, 1)
+
+
 def test_min_score_leaves_out_what_is_below(capfd: CapFd, tmp_path: Path) -> None:
     options = ["--model=runs/actionformer", f"--out={tmp_path / 'a.json'}"]
     _, every, _ = command(capfd, "detect", "my videos/four.mp4", *options)

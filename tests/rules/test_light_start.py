@@ -29,6 +29,7 @@ sys.exit(code)
         ["evaluate", "--help"],
         ["store", "--help"],
         ["demo", "--help"],
+        ["compare", "--help"],
         ["list", "detectors"],
         ["list", "backbones"],
         ["list", "datasets"],
