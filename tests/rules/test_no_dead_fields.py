@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import click
@@ -32,6 +33,7 @@ def config_fields() -> list[tuple[str, str]]:
     return found
 
 
+@cache
 def names_read() -> set[str]:
     """Attributes read anywhere outside `__post_init__`, where a check alone is no use."""
     read: set[str] = set()
