@@ -181,7 +181,7 @@ def check_contrast(
     rows = ranges_of(criterion, outputs, targets)
     # Ours come video by video, the stored ones in the order of `gts`.
     by_video = np.argsort(case.read("gts")[:, 0], kind="stable")
-    first = np.searchsorted(case.arrays["gts"][by_video, 0], rows[:, 0])
+    first = np.searchsorted(case.arrays["gts"][by_video, 0], rows[:, 0].numpy())
     order = np.argsort(by_video[first + rows[:, 1].numpy()])
     pairs = torch.from_numpy((2 * order[:, None] + np.arange(2)).ravel())
     case.check("ascl_vectors", vectors.actions[pairs], **close)
