@@ -1,102 +1,28 @@
 """EPIC-Kitchens-100 action detection: verb, noun and action, from the challenge's own files.
 
 An action is the pair of a verb and a noun, numbered verb * 300 + noun. Ground truth is the CSV of
-the challenge, detections its submission JSON (version 0.2).
+the challenge (`epic_csv.py`), detections its submission JSON (version 0.2).
 """
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tadpipe.errors import AnnotationError, Defect
+from tadpipe.epic_csv import NUM_NOUNS, NUM_VERBS, EpicRow
+from tadpipe.errors import AnnotationError
 from tadpipe.evaluation.detection_map import DetectionScore, score_detections
 from tadpipe.evaluation.protocols import EPIC, Protocol
 from tadpipe.evaluation.tables import DetectionTable, TruthTable, coded
 from tadpipe.json_text import JsonReader, child, finite, kind, read_json, shown
 
-NUM_VERBS = 97
-NUM_NOUNS = 300
 TIOUS = (0.1, 0.2, 0.3, 0.4, 0.5)
 TASKS = ("verb", "noun", "action")
 SUPERVISION_LEVELS = ("sls_pt", "sls_tl", "sls_td")  # pre-training, training labels, data: 0..5
-
-_TIMESTAMP = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
-_COLUMNS = ("video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class")
-
-
-class EpicRow(NamedTuple):
-    """A segment with its verb and noun; the score is 1 in the ground truth."""
-
-    video: str
-    start_sec: float
-    end_sec: float
-    verb: int
-    noun: int
-    score: float = 1.0
-
-
-def load_epic_csv(path: str | Path) -> list[EpicRow]:
-    """The actions of an EPIC-Kitchens-100 annotation file, in its order.
-
-    Raises:
-        AnnotationError: unreadable, columns missing, or rows with defects (all are listed).
-    """
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file)
-            missing = [c for c in _COLUMNS if c not in (table.fieldnames or ())]
-            rows = [] if missing else [(table.line_num, row) for row in table]
-    except OSError as error:
-        raise AnnotationError(
-            "The file cannot be read.", [Defect(str(path), "", error.strerror or "")]
-        ) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise AnnotationError("The file is no CSV.", [Defect(str(path), "", str(error))]) from None
-    if missing:
-        raise AnnotationError(
-            "The annotations lack columns.",
-            [Defect(str(path), "line 1", f"missing: {', '.join(missing)}")],
-            "Give the file of the challenge, such as EPIC_100_validation.csv.",
-        )
-    defects: list[Defect] = []
-    actions = []
-    for line, row in rows:
-        try:
-            actions.append(
-                EpicRow(
-                    row["video_id"] or "",
-                    seconds_of(row["start_timestamp"] or ""),
-                    seconds_of(row["stop_timestamp"] or ""),
-                    int(row["verb_class"] or ""),
-                    int(row["noun_class"] or ""),
-                )
-            )
-        except ValueError as error:
-            defects.append(Defect(str(path), f"line {line}", str(error)))
-    if defects:
-        raise AnnotationError(f"{len(defects)} rows cannot be read.", defects, "Mend the file.")
-    return actions
-
-
-def seconds_of(timestamp: str) -> float:
-    """Seconds of HH:MM:SS.sss.
-
-    Raises:
-        ValueError: not of that form.
-    """
-    parts = _TIMESTAMP.fullmatch(timestamp.strip())
-    if parts is None:
-        raise ValueError(f"'{timestamp}' is no time HH:MM:SS.sss")
-    hours, minutes, seconds = parts.groups()
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
 def load_submission(path: str | Path) -> list[EpicRow]:

@@ -21,10 +21,11 @@ from tadpipe.annotations import (
 from tadpipe.config import write_atomically
 from tadpipe.datasets import DATASETS
 from tadpipe.datasets.spec import DatasetSpec
+from tadpipe.epic_csv import load_epic_csv
 from tadpipe.errors import AnnotationError, ConfigError, Defect
 from tadpipe.evaluation.detection_map import DetectionScore, score_detections
 from tadpipe.evaluation.epic import TIOUS as EPIC_TIOUS
-from tadpipe.evaluation.epic import load_epic_csv, load_submission, score_epic
+from tadpipe.evaluation.epic import load_submission, score_epic
 from tadpipe.evaluation.proposals import ProposalRecall, average_recall
 from tadpipe.evaluation.protocols import Protocol, protocol_named
 from tadpipe.evaluation.tables import DetectionTable, TruthTable

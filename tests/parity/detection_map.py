@@ -12,8 +12,9 @@ import re
 import numpy as np
 
 from tadpipe.annotations import load_detections
+from tadpipe.epic_csv import load_epic_csv
 from tadpipe.evaluation.detection_map import score_detections
-from tadpipe.evaluation.epic import load_epic_csv, load_submission, score_epic
+from tadpipe.evaluation.epic import load_submission, score_epic
 from tadpipe.evaluation.proposals import average_recall
 from tadpipe.evaluation.protocols import EPIC, PROTOCOLS
 from tadpipe.evaluation.recall import ego4d_retrieval_recall

@@ -13,6 +13,7 @@ BASE = {
     "annotations",
     "config",
     "detection_files",
+    "epic_csv",
     "errors",
     "json_text",
     "project",
