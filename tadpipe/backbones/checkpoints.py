@@ -1,13 +1,12 @@
 """Weight files of other projects and our own: reading without trusting, strict loading.
 
-Pickled files go through `torch.load(weights_only=True)` and nothing else; a file that needs more
-is refused. Loading is strict: whatever is missing, unexpected or misshapen is listed.
+Pickled files go through `weights_only.read_pickled` and nothing else; a file that needs more is
+refused. Loading is strict: whatever is missing, unexpected or misshapen is listed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from tadpipe.backbones.weights_only import read_pickled
 from tadpipe.errors import CheckpointError
 
 PICKLED = (".pth", ".pt", ".bin")
@@ -50,7 +50,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         state, metadata = _read_safetensors(path)
     else:
-        state, metadata = unwrap(_read_pickled(path), str(path)), {}
+        state, metadata = unwrap(read_pickled(path), str(path)), {}
     return Checkpoint(path, file_sha256(path), state, metadata)
 
 
@@ -146,24 +146,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return state, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError("Not a readable safetensors file.", f"{path}: {error}") from None
-
-
-def _read_pickled(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            "The file holds more than weights, and running its code is refused.",
-            f"{path}: {reason}",
-            "Save the state dict alone where the file comes from and is trusted "
-            "(for example as safetensors), then use that file.",
-        ) from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            "The weights file cannot be read.", f"{path}: {reason}", "Fetch it again."
-        ) from None
 
 
 def _some(names: Iterable[str], separator: str = ", ") -> str:
