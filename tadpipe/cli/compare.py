@@ -46,9 +46,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--preset-name",
-    default="default",
-    show_default=True,
-    help="The others use <detector>/NAME.",
+    default=None,
+    help="The others use <detector>/NAME.  [default: that of the project's preset, else default]",
 )
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change every preset.")
 @click.option("--backbone", default=None, help="Which features of the store, if it holds several.")
@@ -71,6 +70,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Resamples of the videos in the paired bootstrap.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Runs at the same time. Several are done sooner, but slow each other's clock down.",
+)
 @device_option
 @seed_option
 @dry_run_option
@@ -80,7 +86,7 @@ def compare(
     detectors: str,
     seeds: int,
     presets: tuple[str, ...],
-    preset_name: str,
+    preset_name: str | None,
     sets: tuple[str, ...],
     backbone: str | None,
     stride: int | None,
@@ -90,6 +96,7 @@ def compare(
     test_subset: str | None,
     out: Path,
     resamples: int,
+    workers: int,
     device: str | None,
     seed: int,
     dry_run: bool,
@@ -112,7 +119,7 @@ def compare(
         seeds=seeds,
         out=out,
         presets=presets,
-        preset_name=preset_name,
+        preset_name=first(preset_name, _preset_name(project)) or "default",
         sets=sets,
         annotations=annotations or _own_annotations(features, project),
         dataset=first(dataset, project.dataset),
@@ -122,11 +129,18 @@ def compare(
         stride=stride,
         device=first(device, project.device) or "auto",
         resamples=resamples,
+        workers=workers,
         seed=seed,
         dry_run=dry_run,
         progress=terminal_progress(as_json),
     )
     emit(as_json, comparison.to_mapping(), comparison.text())
+
+
+def _preset_name(project: Project) -> str | None:
+    """NAME of the project's preset <detector>/NAME; None for a file or without one."""
+    preset = project.preset or ""
+    return None if preset.endswith(".toml") else preset.rpartition("/")[2] or None
 
 
 def _own_annotations(features: tuple[Path, ...], project: Project) -> Path | None:

@@ -7,8 +7,6 @@ process each -> all detections scored anew by one protocol -> paired bootstrap -
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -30,7 +28,8 @@ from tadpipe.evaluation.bootstrap import (
 )
 from tadpipe.evaluation.detection_map import DetectionScore
 from tadpipe.evaluation.tables import DetectionTable, Floats, TruthTable
-from tadpipe.pipeline.compare_run import RunRequest, lease_path, read_cost, run_in_child
+from tadpipe.pipeline.compare_queue import finish_runs
+from tadpipe.pipeline.compare_run import RunRequest, read_cost
 from tadpipe.pipeline.compare_table import (
     Comparison,
     DetectorResult,
@@ -47,14 +46,10 @@ from tadpipe.pipeline.progress import SILENT, Progress
 from tadpipe.pipeline.run_folder import CONFIG_FILE, check_run_folder, write_json
 from tadpipe.pipeline.train_plan import TrainPlan, make_plan
 from tadpipe.registry import resolve
-from tadpipe.store.durable import Lease
-
-logger = logging.getLogger(__name__)
 
 COMPARISON_FILE = "compare.json"
 TABLE_FILE = "compare.txt"
 LEVEL = 0.95  # of the intervals
-POLL_SEC = 1.0  # between looks at a run that another process works on
 REACH = ("window_len", "max_buffer_len_factor")  # what a model sees at once, in training and test
 
 __all__ = ["Comparison", "compare"]
@@ -77,6 +72,7 @@ def compare(
     stride: int | None = None,
     device: str = "auto",
     resamples: int = 1000,
+    workers: int = 1,
     seed: int = 0,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -93,15 +89,18 @@ def compare(
             <detector>/`preset_name`.
         sets: changes of every preset.
         resamples: of the videos, in the paired bootstrap.
+        workers: runs at the same time; they share torch's threads between them, and what they
+            take in wall time and memory is that of a shared machine.
         seed: the first training seed, and that of the bootstrap.
         Others as in `train_detector`.
     Raises:
         ConfigError, AnnotationError, StoreError, CheckpointError: before anything is trained.
         TadpipeError: a run failed; those that are finished are kept.
     """
-    if seeds < 1 or resamples < 1:
+    if min(seeds, resamples, workers) < 1:
         raise ConfigError(
-            "At least one seed and one resample.", f"seeds = {seeds}, resamples = {resamples}"
+            "At least one seed, one resample and one worker.",
+            f"seeds = {seeds}, resamples = {resamples}, workers = {workers}",
         )
     device, out = resolve_device(device), Path(out)
     paths = [features] if isinstance(features, (str, Path)) else list(features)
@@ -138,11 +137,11 @@ def compare(
             stride=stride,
             device=device,
             seed=planned.seed,
-            threads=torch.get_num_threads(),
+            threads=max(torch.get_num_threads() // workers, 1),
         )
         for planned in comparison.planned
     ]
-    _finish(requests, progress)
+    finish_runs(requests, workers, progress)
     counts = [sum(p.state == s for p in comparison.planned) for s in ("finished", "unfinished")]
     comparison = _scored(comparison, plans)
     write_json(out / COMPARISON_FILE, comparison.to_mapping())
@@ -273,34 +272,6 @@ def _planned(plan: TrainPlan, out: Path) -> PlannedRun:
     )
 
 
-def _finish(requests: Sequence[RunRequest], progress: Progress) -> None:
-    """Make every run finished; one that another process works on is left to it."""
-    pending = list(requests)
-    while pending:
-        busy = []
-        for request in pending:
-            run = Path(request.out)
-            if read_cost(run) is not None:
-                continue
-            label = f"{request.detector} seed {request.seed}"
-            if not _is_free(run) or not run_in_child(request, progress, label):
-                busy.append(request)
-        if busy == pending:
-            logger.info("waiting for %d runs that another process works on", len(busy))
-            time.sleep(POLL_SEC)
-        pending = busy
-
-
-def _is_free(run: Path) -> bool:
-    """Whether nobody works on the run; asked first, because a process takes seconds to start."""
-    run.parent.mkdir(parents=True, exist_ok=True)
-    lease = Lease.take(lease_path(run))
-    if lease is None:
-        return False
-    lease.release()
-    return True
-
-
 class _Scored(NamedTuple):
     """A detector's result, and its figure on every resample."""
 
@@ -353,7 +324,7 @@ def _score_detector(comparison: Comparison, plan: TrainPlan) -> _Scored:
             top_k=(),
         ).score
         cost = read_cost(planned.run)
-        assert cost is not None  # `_finish` made every run finished
+        assert cost is not None  # `finish_runs` made every run finished
         maps = tuple(score.map_at.tolist())
         results.append(SeedResult(planned.seed, planned.run, maps, score.average_map, cost))
         scores.append(score)

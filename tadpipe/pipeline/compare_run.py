@@ -116,14 +116,17 @@ def lease_path(run: Path) -> Path:
     return run.with_name(f"{run.name}.lock")
 
 
-def run_in_child(request: RunRequest, progress: Progress, label: str) -> bool:
+def run_in_child(
+    request: RunRequest, progress: Progress, label: str, stop: threading.Event | None = None
+) -> bool:
     """Train, detect and measure; False when another process holds the run.
 
     Args:
         label: put before the names of the stages.
+        stop: once set, the run is interrupted at its next step.
     Raises:
         TadpipeError: the run failed.
-        KeyboardInterrupt: Ctrl-C; the child has saved its state.
+        KeyboardInterrupt: Ctrl-C, or `stop`; the child has saved its state.
     """
     child = subprocess.Popen(
         [sys.executable, "-c", BOOT, *sys.path],
@@ -138,7 +141,7 @@ def run_in_child(request: RunRequest, progress: Progress, label: str) -> bool:
         child.stdin.write(json.dumps(to_mapping(request)) + "\n")
         child.stdin.flush()
         try:
-            outcome = _follow(child.stdout, progress, label)
+            outcome = _follow(child.stdout, progress, label, stop)
         except KeyboardInterrupt:
             child.send_signal(signal.SIGINT)
             for _ in child.stdout:  # until it has saved its state and ended
@@ -164,9 +167,13 @@ def run_in_child(request: RunRequest, progress: Progress, label: str) -> bool:
     return not outcome.get("busy", False)
 
 
-def _follow(events: IO[str], progress: Progress, label: str) -> dict[str, Any] | None:
+def _follow(
+    events: IO[str], progress: Progress, label: str, stop: threading.Event | None
+) -> dict[str, Any] | None:
     """Show the child's stages; its last event, or None if it ended without one."""
     for line in events:
+        if stop is not None and stop.is_set():
+            raise KeyboardInterrupt
         event: dict[str, Any] = json.loads(line)
         if "begin" in event:
             progress.begin(f"{label}: {event['begin']}", event["total"], event["unit"])

@@ -9,17 +9,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tadpipe.config import apply_sets, read_toml
 from tadpipe.errors import CheckpointError, ConfigError, TadpipeError
-from tadpipe.pipeline import compare as module
+from tadpipe.pipeline import compare as compare_module
+from tadpipe.pipeline import compare_queue
 from tadpipe.pipeline.compare import Comparison, choose_presets, compare
-from tadpipe.pipeline.compare_run import RunCost, RunRequest, lease_path, read_cost
+from tadpipe.pipeline.compare_run import RunCost, RunRequest, lease_path, read_cost, run_in_child
 from tadpipe.pipeline.presets import preset_path
+from tadpipe.pipeline.progress import SILENT
 from tadpipe.pipeline.run_folder import write_json
 from tadpipe.store.durable import Lease
 from tests.unit.pipeline.tiny_store import SMALL, make_store
@@ -69,6 +74,15 @@ def preset_file(folder: Path, detector: str, sets: tuple[str, ...]) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Runs of one worker and of several then compute the same bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store and a small preset for each detector."""
@@ -90,8 +104,8 @@ def run_compare(folder: Path, detectors: str = "actionformer asl", **given: Any)
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Comparison:
-    """A comparison that nothing disturbed."""
-    return run_compare(folder, out=folder / "whole", seeds=2)
+    """A comparison that nothing disturbed, two runs at a time."""
+    return run_compare(folder, out=folder / "whole", seeds=2, workers=2)
 
 
 def scores(comparison: Comparison) -> list[Any]:
@@ -142,7 +156,7 @@ def test_the_tables_are_kept_and_say_what_differs(whole: Comparison, folder: Pat
 def test_repeated_it_reuses_every_run_and_gives_the_same_table(
     whole: Comparison, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "run_in_child", None)  # nothing is left to run
+    monkeypatch.setattr(compare_queue, "run_in_child", None)  # nothing is left to run
     again = run_compare(folder, out=folder / "whole", seeds=2)
     assert again.text() == whole.text()
     assert {run.state for run in again.planned} == {"finished"}
@@ -224,7 +238,7 @@ def test_a_changed_test_set_is_noticed(
     whole: Comparison, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {"video 8": []}
-    monkeypatch.setattr(module, "load_detections", lambda path: found)
+    monkeypatch.setattr(compare_module, "load_detections", lambda path: found)
     with pytest.raises(ConfigError, match="different: video 9"):
         run_compare(folder, out=folder / "whole")
 
@@ -271,14 +285,72 @@ def test_annotations_without_a_test_subset_are_refused(folder: Path, tmp_path: P
         run_compare(folder, annotations=path, out=tmp_path / "out")
 
 
+def requests_of(folder: Path, *names: str) -> list[RunRequest]:
+    return [
+        RunRequest(("s",), name, "p", (), str(folder / name / "seed0"), *[None] * 6, "cpu", 0, 1)
+        for name in names
+    ]
+
+
+def finished(request: RunRequest) -> bool:
+    write_json(Path(request.out) / "cost.json", dataclasses.asdict(COST))
+    return True
+
+
+def test_several_workers_run_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(2, timeout=60)
+
+    def finish(request: RunRequest, *_: object) -> bool:
+        together.wait()  # raises unless two get here
+        return finished(request)
+
+    monkeypatch.setattr(compare_queue, "run_in_child", finish)
+    compare_queue.finish_runs(requests_of(tmp_path, "a", "b", "c", "d"), 2, SILENT)
+    assert len(list(tmp_path.glob("*/seed0/cost.json"))) == 4
+
+
+def test_when_a_run_fails_the_others_are_stopped_and_the_failure_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(request: RunRequest, _progress: object, _label: str, stop: threading.Event) -> bool:
+        if request.detector == "failing":
+            raise TadpipeError("It broke.")
+        assert stop.wait(60)
+        raise KeyboardInterrupt  # as a child that was told to stop
+
+    monkeypatch.setattr(compare_queue, "run_in_child", finish)
+    with pytest.raises(TadpipeError, match="It broke"):
+        compare_queue.finish_runs(requests_of(tmp_path, "waiting", "failing", "never"), 2, SILENT)
+    assert not list(tmp_path.glob("*/seed0/cost.json"))
+
+
+def test_a_child_that_is_told_to_stop_saves_its_state(folder: Path, tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    class StopAtFirstStep:
+        def begin(self, label: str, total: int | None, unit: str) -> None: ...
+
+        def advance(self, units: int = 1, note: str = "") -> None:
+            stop.set()
+
+        def end(self, summary: str = "") -> None: ...
+
+    run = tmp_path / "seed0"
+    preset = str(folder / "asl.toml")
+    features = (str(folder / "tiny.zarr"),)
+    request = RunRequest(features, "asl", preset, (), str(run), *[None] * 6, "cpu", 0, 1)
+    with pytest.raises(KeyboardInterrupt):
+        run_in_child(request, StopAtFirstStep(), "asl", stop)
+    assert (run / "state.pt").exists()
+    assert not (run / "cost.json").exists()
+
+
 def test_a_run_that_another_process_works_on_is_left_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("held", "free")
-    requests = [
-        RunRequest(("s",), name, "p", (), str(tmp_path / name / "seed0"), *[None] * 6, "cpu", 0, 1)
-        for name in names
-    ]
+    requests = requests_of(tmp_path, "held", "free")
     (tmp_path / "held").mkdir()
     lease = Lease.take(lease_path(Path(requests[0].out)))
     assert lease
@@ -286,12 +358,11 @@ def test_a_run_that_another_process_works_on_is_left_to_it(
 
     def finish(request: RunRequest, *_: object) -> bool:
         order.append(request.detector)
-        write_json(Path(request.out) / "cost.json", dataclasses.asdict(COST))
-        return True
+        return finished(request)
 
-    monkeypatch.setattr(module, "run_in_child", finish)
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: lease.release())
-    module._finish(requests, module.SILENT)
+    monkeypatch.setattr(compare_queue, "run_in_child", finish)
+    monkeypatch.setattr(compare_queue.time, "sleep", lambda seconds: lease.release())
+    compare_queue.finish_runs(requests, 1, SILENT)
     assert order == ["free", "held"]
 
 
