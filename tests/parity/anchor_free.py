@@ -7,8 +7,8 @@ What differs between detectors is one row of `anchor_free_families.FAMILIES`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +16,19 @@ from torch import Tensor, nn
 
 from tadpipe.datasets.loader import Batch
 from tadpipe.datasets.windows import truncate
+from tadpipe.detectors import DETECTORS
 from tadpipe.detectors.parts.assign import assign, positive_mask
 from tadpipe.detectors.parts.conv import AffineDropPath
-from tadpipe.detectors.parts.decode import DecodeConfig
 from tadpipe.detectors.parts.losses import regression_weight
-from tadpipe.detectors.parts.nms import NmsConfig, batched_nms
+from tadpipe.detectors.parts.nms import batched_nms
 from tadpipe.detectors.protocol import AnchorFreeOutputs, GridDetections, Targets
+from tadpipe.pipeline.official_configs import decode_config, lifted, model_config, nms_config
+from tadpipe.registry import resolve
 from tadpipe.timeline import SnippetGrid
 from tadpipe.training.checkpoint import load_strictly
 from tadpipe.training.loop import Trainer, TrainingConfig
 from tadpipe.training.optim import OptimConfig, decay_names, learning_rate_at
-from tests.parity.anchor_free_families import FAMILIES, Family, Official
+from tests.parity.anchor_free_families import FAMILIES, Family
 from tests.parity.case import Case
 
 OUTPUTS = {"atol": 2e-4, "rtol": 1e-4}
@@ -165,7 +167,7 @@ def gradient_norm(parameter: nn.Parameter) -> float:
 
 def run_detections(case: Case, model: nn.Module) -> None:
     model.eval()
-    config = nms_config(case.config["model"]["test_cfg"], family_of(case).vote_weight)
+    config = nms_config(family_of(case).detector, lifted(case.config))
     video = 0
     while f"c_scores_{video}" in case:
         feats = case.tensor(f"feats_{video}")
@@ -328,10 +330,21 @@ def run_truncate(case: Case) -> None:
 def load(case: Case) -> nn.Module:
     """The detector with the stored weights, loaded strictly."""
     family = family_of(case)
-    model = family.build(case.config["model"], decode_config(case.config["model"]["test_cfg"]))
+    model = build(family.detector, lifted(case.config))
     load_strictly(model, family.remap(case.weights()), str(case.path))
     entries = case.config.get("state_dict_parameters", len(model.state_dict()))
     case.claim("strict load", len(model.state_dict()) == entries)
+    return model
+
+
+def build(
+    detector: str, tables: Mapping[str, Any], also: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """The detector of an official configuration that says everything."""
+    config = model_config(detector, tables, also)
+    model: nn.Module = resolve("detector", DETECTORS, detector)(
+        config, decode_config(detector, tables)
+    )
     return model
 
 
@@ -353,28 +366,7 @@ def without_chance(model: nn.Module) -> nn.Module:
     return model
 
 
-def decode_config(test: Official) -> DecodeConfig:
-    return DecodeConfig(
-        pre_nms_threshold=test["pre_nms_thresh"],
-        pre_nms_topk=test["pre_nms_topk"],
-        min_length_grid=test["duration_thresh"],
-    )
-
-
-def nms_config(test: Official, vote_weight: Literal["score*tiou", "score"]) -> NmsConfig:
-    return NmsConfig(
-        method=test["nms_method"],
-        sigma=test["nms_sigma"],
-        iou_threshold=test["iou_threshold"],
-        min_score=test["min_score"],
-        max_segments=test["max_seg_num"],
-        multiclass=test["multiclass_nms"],
-        vote_threshold=max(test["voting_thresh"], 0.0),
-        vote_weight=vote_weight,
-    )
-
-
-def optimiser(opt: Official) -> dict[str, Any]:
+def optimiser(opt: dict[str, Any]) -> dict[str, Any]:
     """The official `opt` table in our words."""
     words = {
         "learning_rate": "learning_rate",

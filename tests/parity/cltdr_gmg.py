@@ -7,31 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tadpipe.detectors.cltdr_gmg import (
-    CltdrGmg,
-    CltdrGmgConfig,
-    CltdrGmgOutputs,
-    remap_official_keys,
-)
-from tadpipe.detectors.parts.decode import DecodeConfig
+from tadpipe.detectors.cltdr_gmg import CltdrGmgOutputs, remap_official_keys
 from tadpipe.detectors.parts.losses import regression_weight
 from tadpipe.detectors.protocol import Targets
 from tests.parity import unpadded_batch
-from tests.parity.anchor_free_families import Official, sgp_family
 from tests.parity.case import Case
 
 REFINED, COARSE = 0.7, 0.3  # shares as published
-
-
-def build(model: Official, decode: DecodeConfig) -> CltdrGmg:
-    """The release keeps TriDet's table; what it does not read is left out."""
-    table = sgp_family(model)
-    assert table.pop("scale_factor") == 2
-    assert table.pop("neck_dim") == table["embed_dim"]
-    del table["sgp_factor"]
-    table["local_windows"] = table.pop("sgp_windows")
-    table["backbone"] = "conv" if table["backbone"] == "conv" else "gmg"
-    return CltdrGmg(CltdrGmgConfig(**table, cls_loss=model["cls_loss"]), decode)
 
 
 def raw(outputs: CltdrGmgOutputs, seen: Mapping[str, Any]) -> dict[str, Sequence[Tensor]]:
@@ -76,6 +58,11 @@ def step(model: nn.Module, outputs: CltdrGmgOutputs, targets: Targets) -> unpadd
 
 def run(case: Case) -> None:
     family = unpadded_batch.UnpaddedFamily(
-        build=build, raw=raw, remap=remap_official_keys, points=lambda x: x.refined, step=step
+        detector="cltdr-gmg",
+        raw=raw,
+        remap=remap_official_keys,
+        points=lambda x: x.refined,
+        step=step,
+        also=("cls_loss",),
     )
     unpadded_batch.run(case, family)

@@ -35,11 +35,12 @@ from tadpipe.detectors.etad_losses import (
     stage_loss,
     tiou,
 )
-from tadpipe.detectors.etad_opentad import EtadOpenTad, EtadOpenTadConfig, plateau_peaks
+from tadpipe.detectors.etad_opentad import EtadOpenTad, plateau_peaks
 from tadpipe.detectors.etad_opentad import remap_official_keys as remap_opentad
 from tadpipe.detectors.parts.decode import DecodeConfig
 from tadpipe.detectors.parts.nms import NmsConfig, batched_nms
 from tadpipe.detectors.protocol import GridDetections
+from tadpipe.pipeline.official_configs import model_config
 from tadpipe.resample import resize_by_roi_align, roi_align
 from tadpipe.sampling import cell_rows, grid_cells, proposal_cells
 from tadpipe.training.checkpoint import load_strictly
@@ -74,26 +75,11 @@ def close(case: Case) -> dict[str, float]:
 
 
 def release_config(case: Case) -> EtadConfig:
-    """The official tables in our words; missing widths are the official ones."""
-    official = case.config["config"]
-    model, loss, sizes = official["MODEL"], official["LOSS"], official["DATASET"]
+    """The official tables in our words; widths that a case does not state are the official ones."""
     widths = {"width": "width", "mid_dim": "mid", "fc_dim": "fc"}
-    return EtadConfig(
-        in_channels=model["in_channels"],
-        num_classes=1,
-        window_len=sizes["tscale"],
-        max_duration=sizes["dscale"],
-        roi_bins=model["roi_size"],
-        extend_ratio=model["extend_ratio"],
-        stage_tious=tuple(model["stage"]),
-        positive_tiou=loss["pos_thresh"],
-        iou_cls_weight=float(loss["coef_pem_cls"]),
-        iou_reg_weight=float(loss["coef_pem_reg"]),
-        offset_weight=float(loss["coef_pem_bnd"]),
-        dps_ratio=official["SAMPLING_RATIO"]["proposal"],
-        dps_strategy=official["SAMPLING_STRATEGY"]["proposal"],
-        **{ours: case.config[key] for ours, key in widths.items() if key in case.config},
-    )
+    own = {ours: case.config[key] for ours, key in widths.items() if key in case.config}
+    config: EtadConfig = model_config("etad", case.config["config"], own)
+    return config
 
 
 def release_model(case: Case) -> Etad:
@@ -434,38 +420,10 @@ def run_egs(case: Case) -> None:
 # --- OpenTAD -----------------------------------------------------------------------------------
 
 
-def opentad_config(case: Case) -> EtadOpenTadConfig:
-    """OpenTAD's tables in our words."""
-    official = case.config["config"]
-    roi, projection = official["roi_head"], official["projection"]
-    head, generator = roi["proposal_head"], roi["proposal_generator"]
-    if projection["num_convs"] != 1 or roi["proposal_roi_extractor"]["base_stride"] != 1:
-        raise ValueError(f"{case.path}: only one projection layer and base stride 1 are known")
-    return EtadOpenTadConfig(
-        in_channels=projection["in_channels"],
-        num_classes=1,
-        window_len=generator["tscale"],
-        max_duration=generator["dscale"],
-        width=projection["out_channels"],
-        trunk_dim=head["feat_channels"],
-        fc_dim=head["fcs_channels"],
-        fc_layers=head["fcs_num"],
-        roi_bins=roi["proposal_roi_extractor"]["roi_size"],
-        extend_ratio=roi["proposal_roi_extractor"]["extend_ratio"],
-        stage_tious=tuple(roi["stages"]["pos_iou_thresh"]),
-        stage_weights=tuple(float(weight) for weight in roi["stages"]["loss_weight"]),
-        positive_snippet=official["rpn_head"]["loss"]["pos_thresh"],
-        iou_cls_weight=head["loss"]["cls_weight"],
-        iou_reg_weight=head["loss"]["reg_weight"],
-        offset_weight=head["loss"]["boundary_weight"],
-        dps_ratio=generator["sampling_ratio"],
-        dps_strategy=generator["strategy"],
-        cell_offset_grid=0.0,
-    )
-
-
 def run_opentad(case: Case) -> None:
-    model = EtadOpenTad(opentad_config(case)).eval()
+    model = EtadOpenTad(
+        model_config("etad-opentad", case.config["config"], {"cell_offset_grid": 0.0})
+    ).eval()
     load_strictly(model, remap_opentad(case.weights()), str(case.path))
     case.claim("strict load", True)
     feats, mask = case.tensor("features"), case.tensor("masks")

@@ -8,24 +8,23 @@ A detector adds a module with its `UnpaddedFamily` and a `run(case)` that calls 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tadpipe.detectors.parts.assign import assign, positive_mask
-from tadpipe.detectors.parts.decode import DecodeConfig
 from tadpipe.detectors.parts.losses import regression_weight
 from tadpipe.detectors.parts.nms import batched_nms
 from tadpipe.detectors.protocol import AnchorFreeOutputs, Targets
+from tadpipe.pipeline.official_configs import lifted, nms_config
 from tadpipe.training.checkpoint import load_strictly
 from tests.parity.anchor_free import (
     GRID_ATOL,
+    build,
     check_detections,
-    decode_config,
     gradient_norm,
-    nms_config,
     pad,
     read_targets,
     to_seconds,
@@ -50,14 +49,14 @@ class Step(NamedTuple):
 class UnpaddedFamily(NamedTuple):
     """What differs between the detectors."""
 
-    build: Callable[[dict[str, Any], DecodeConfig], nn.Module]  # from the case's `config.model`,
-    # with `cls_loss` of the case in it
+    detector: str  # name of tadpipe
     raw: Callable[[Any, Mapping[str, Any]], dict[str, Sequence[Tensor]]]  # name -> levels of
     # raw_<name>_<level>, from the outputs and what the model's children returned
     remap: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     points: Callable[[Any], AnchorFreeOutputs]  # masks and points of the outputs
     step: Callable[[nn.Module, Any, Targets], Step]
-    vote_weight: Literal["score*tiou", "score"] = "score"
+    also: tuple[str, ...] = ()  # fields of ours that the case states beside the official tables
+    prepared: Callable[[nn.Module], None] = lambda model: None  # called with the loaded model
 
 
 def plain_step(model: nn.Module, outputs: Any, targets: Targets) -> Step:
@@ -81,13 +80,17 @@ def run(case: Case, family: UnpaddedFamily) -> None:
 
 def load(case: Case, family: UnpaddedFamily) -> nn.Module:
     """The detector with the stored weights, loaded strictly."""
-    table = case.config["config"]["model"]
-    model = family.build(
-        {**table, "cls_loss": case.config["cls_loss"]}, decode_config(table["test_cfg"])
-    )
+    also = {name: case.config[name] for name in family.also}
+    model = build(family.detector, tables(case), also)
     load_strictly(model, family.remap(case.weights()), str(case.path))
     case.claim("strict load", True)
+    family.prepared(model)
     return model
+
+
+def tables(case: Case) -> Mapping[str, Any]:
+    """The official configuration: its `model` table alone, the rest are left-over defaults."""
+    return lifted({"model": case.config["config"]["model"]})
 
 
 def run_outputs(
@@ -153,7 +156,7 @@ def check_gradients(case: Case, family: UnpaddedFamily, model: nn.Module) -> Non
 def run_detections(case: Case, family: UnpaddedFamily, model: nn.Module) -> None:
     """Each video alone, padded by the inference rule, to seconds."""
     model.eval()
-    test = case.config["config"]["model"]["test_cfg"]
+    config = nms_config(family.detector, tables(case))
     for j, video in enumerate(case.config["inference_inputs"]):
         feats = case.tensor(video["video"])
         with torch.no_grad():
@@ -162,7 +165,7 @@ def run_detections(case: Case, family: UnpaddedFamily, model: nn.Module) -> None
         # The release leaves the order of equal scores to an unstable sort, and at the cap it
         # decides which of them are kept: take it from the stored candidates.
         candidates = check_detections(case, f"infer_{j}_prenms_" + "{}", candidates, GRID_ATOL)
-        found = batched_nms(candidates, nms_config(test, family.vote_weight))
+        found = batched_nms(candidates, config)
         meta = np.array(
             [video[key] for key in ("fps", "duration", "feat_stride", "feat_num_frames")]
         )
