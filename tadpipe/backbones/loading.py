@@ -27,6 +27,7 @@ from tadpipe.backbones.checkpoints import (
 )
 from tadpipe.backbones.named_weights import default_weights
 from tadpipe.backbones.protocol import Backbone, RemappedState
+from tadpipe.backbones.tia import Adaptable, AdapterConfig, add_adapters
 from tadpipe.config import PixelRecipe, build, canonical_json, to_mapping, write_atomically
 from tadpipe.errors import CheckpointError, ConfigError
 from tadpipe.registry import resolve
@@ -86,7 +87,8 @@ def load_backbone(
 def save_backbone(path: Path, backbone: Backbone) -> None:
     """Write weights, builder name, builder arguments and pixel recipe as one safetensors file.
 
-    The file appears whole or not at all; `load_backbone(backbone.name, path)` reads it.
+    Adapters are part of the weights; their configuration stands beside the arguments. The file
+    appears whole or not at all; `load_backbone(backbone.name, path)` reads it.
     """
     assert isinstance(backbone, nn.Module)
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
@@ -96,6 +98,8 @@ def save_backbone(path: Path, backbone: Backbone) -> None:
         "arguments": canonical_json(backbone.builder_arguments()),
         "pixels": canonical_json(to_mapping(backbone.pixels)),
     }
+    if isinstance(backbone, Adaptable) and backbone.adapters.kind != "none":
+        metadata["adapters"] = canonical_json(to_mapping(backbone.adapters))
     write_atomically(path, serialise(state, metadata=metadata))
 
 
@@ -160,9 +164,12 @@ def _from_file(name: str, builder: Callable[..., Backbone], checkpoint: Checkpoi
     state = {key: value for key, value in remapped.state.items() if key not in head}
     if head:
         logger.info("%s: classification head left out", where)
-    arguments = {key: value for key, value in remapped.arguments.items() if key != "num_classes"}
+    left_out = ("num_classes", "adapters")
+    arguments = {key: value for key, value in remapped.arguments.items() if key not in left_out}
     with torch.device("meta"):  # no time spent on an initialisation that is overwritten
         backbone = builder(**arguments)
+        if "adapters" in remapped.arguments:
+            backbone = add_adapters(backbone, remapped.arguments["adapters"])
     backbone.reset_buffers()
     assert isinstance(backbone, nn.Module)
     load_strictly(backbone, state, f"{where} ({remapped.layout} layout)", _advice(name, state))
@@ -175,7 +182,7 @@ def _from_file(name: str, builder: Callable[..., Backbone], checkpoint: Checkpoi
 def _own_metadata(
     name: str, builder: Callable[..., Backbone], checkpoint: Checkpoint
 ) -> tuple[dict[str, Any], PixelRecipe]:
-    """Builder arguments and pixel recipe of a file written by `save_backbone`."""
+    """Builder arguments (adapters among them) and pixel recipe of a file of `save_backbone`."""
     saved = checkpoint.metadata.get("backbone", "")
     if saved != name:
         raise CheckpointError(
@@ -186,6 +193,7 @@ def _own_metadata(
     try:
         arguments = json.loads(checkpoint.metadata["arguments"])
         recipe = json.loads(checkpoint.metadata["pixels"])
+        adapters = json.loads(checkpoint.metadata.get("adapters", "null"))
         strange = sorted(set(arguments) - set(inspect.signature(builder).parameters))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise CheckpointError(
@@ -197,6 +205,8 @@ def _own_metadata(
             f"{checkpoint.path}: {', '.join(strange)}",
             "The file was written by another version of tadpipe; write it again.",
         )
+    if adapters is not None:
+        arguments["adapters"] = build(AdapterConfig, adapters, f"{checkpoint.path}: adapters")
     return arguments, build(PixelRecipe, recipe, f"{checkpoint.path}: pixels")
 
 
@@ -211,4 +221,4 @@ def _advice(name: str, state: Mapping[str, Tensor]) -> str:
             candidate = resolve("backbone", BACKBONES, other)().state_dict()
         if all(key in shapes and shapes[key] == value.shape for key, value in candidate.items()):
             return f"The shapes are those of {other}: use --backbone {other}."
-    return f"Name weights of {name}, without adapters and of the same size, with --weights FILE."
+    return f"Name weights of {name}, of the same size, with --weights FILE."

@@ -34,8 +34,12 @@ class Backbone(Protocol):
     def __call__(self, clips: Tensor) -> Tensor:
         """clips [N, 3, F, H, W] -> features [N, C] float32, one per clip."""
 
-    def feature_map(self, clips: Tensor) -> Tensor:
-        """clips [N, 3, F, H, W] -> dense features [N, C, t, h, w] float32."""
+    def feature_map(self, clips: Tensor, clips_per_window: int = 1) -> Tensor:
+        """clips [N, 3, F, H, W] -> dense features [N, C, t, h, w] float32.
+
+        Consecutive clips of one window are neighbouring rows. What an adapter sees of time ends
+        at the borders of a window of `clips_per_window` clips; the backbone itself sees one clip.
+        """
 
     def set_clip_len(self, clip_len: int) -> None:
         """Take clips of another length; ConfigError where the architecture does not allow it."""

@@ -8,11 +8,15 @@ Shapes: B batch, F frames, H x W pixels, t x h x w token grid, N = t*h*w tokens,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from tadpipe.backbones.pixels import PIXEL_RECIPES
+from tadpipe.backbones.tia import AdapterConfig, AdapterSite, Ladder, recomputed
+from tadpipe.backbones.tuning import keep_frozen_in_eval
 from tadpipe.backbones.videomae_keys import remap_official_keys as remap_official_keys
 from tadpipe.config import PixelRecipe
 from tadpipe.errors import ConfigError
@@ -67,19 +71,41 @@ class Attention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.proj = nn.Linear(dim, dim)
+        self.shifted = False  # "longlora": half of the heads see groups half a clip later
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
+    def forward(self, x: Tensor, clips_per_window: int = 1, steps: int = 1) -> Tensor:
+        """[B, N, D] -> [B, N, D]; the clip's tokens see each other.
+
+        Args:
+            clips_per_window, steps: rows of a window and time steps of a row, read if `shifted`.
+        """
         batch, tokens, dim = x.shape
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = nnf.linear(x.to(self.qkv.weight.dtype), self.qkv.weight, bias)  # [B, N, 3D]
         qkv = qkv.reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        half_clip = steps // 2 * (tokens // steps) if self.shifted and clips_per_window > 1 else 0
+        if half_clip:
+            qkv = self._shift(qkv, clips_per_window, -half_clip)
         queries, keys, values = qkv.unbind(0)  # each [B, heads, N, D/heads]
         mixed = nnf.scaled_dot_product_attention(queries, keys, values)
+        if half_clip:
+            mixed = self._shift(mixed[None], clips_per_window, half_clip)[0]
         mixed = mixed.transpose(1, 2).reshape(batch, tokens, dim)
         return self.proj(mixed)
+
+    def _shift(self, parts: Tensor, clips_per_window: int, by: int) -> Tensor:
+        """Roll the tokens of the second half of the heads along their window [., B, heads, N, d].
+
+        The window is a ring, as in LongLoRA: its last half clip shares a group with its first.
+        """
+        still, moved = parts.split((self.heads - self.heads // 2, self.heads // 2), dim=2)
+        count, batch, heads, tokens, width = moved.shape
+        windows = (count, batch // clips_per_window, clips_per_window, heads, tokens, width)
+        line = moved.reshape(windows).transpose(2, 3).flatten(3, 4)  # [., R, heads, k*N, d]
+        line = line.roll(by, dims=3).unflatten(3, (clips_per_window, tokens)).transpose(2, 3)
+        return torch.cat((still, line.reshape(moved.shape)), dim=2)
 
 
 class Mlp(nn.Module):
@@ -121,11 +147,21 @@ class Block(nn.Module):
         self.gamma_1 = nn.Parameter(torch.full((dim,), init_values)) if scaled else None
         self.gamma_2 = nn.Parameter(torch.full((dim,), init_values)) if scaled else None
         self.drop_path = drop_path
+        self.adapter: nn.Module | None = None  # `tia.add_adapters` puts it here
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]; the sum stays in the type of x, float32."""
-        x = x + self._branch(self.attn(self.norm1(x)), self.gamma_1)
-        return x + self._branch(self.mlp(self.norm2(x)), self.gamma_2)
+    def forward(self, x: Tensor, clips_per_window: int = 1, steps: int = 1) -> Tensor:
+        """[B, N, D] -> [B, N, D]; the sum stays in the type of x, float32.
+
+        Args:
+            clips_per_window: neighbouring rows that an adapter sees as one window.
+            steps: time steps of one row, N = steps * positions.
+        """
+        mixed = self.attn(self.norm1(x), clips_per_window, steps)
+        x = x + self._branch(mixed, self.gamma_1)
+        x = x + self._branch(self.mlp(self.norm2(x)), self.gamma_2)
+        if self.adapter is not None:
+            x = self.adapter(as_windows(x, clips_per_window, steps)).view_as(x)
+        return x
 
     def _branch(self, y: Tensor, gamma: Tensor | None) -> Tensor:
         if gamma is not None:
@@ -134,6 +170,11 @@ class Block(nn.Module):
             keep = 1.0 - self.drop_path
             y = y * (torch.rand(len(y), 1, 1, device=y.device) < keep) / keep
         return y
+
+
+def as_windows(x: Tensor, clips_per_window: int, steps: int) -> Tensor:
+    """Tokens [R*k, t*P, D] of k clips per window as [R, k*t, P, D], without a copy."""
+    return x.view(len(x) // clips_per_window, clips_per_window * steps, -1, x.shape[2])
 
 
 class VideoMAE(nn.Module):
@@ -155,7 +196,10 @@ class VideoMAE(nn.Module):
         fc_norm_eps: of the last norm.
         init_std: of the linear layers' initial weights.
         head_scale: factor on the head's initial weights.
+        final_norm: whether there is an fc_norm; ladder checkpoints have none.
     """
+
+    snippet_only = ("fc_norm", "head")
 
     def __init__(
         self,
@@ -178,6 +222,7 @@ class VideoMAE(nn.Module):
         fc_norm_eps: float = NORM_EPS,
         init_std: float = 0.02,
         head_scale: float = 0.001,
+        final_norm: bool = True,
     ) -> None:
         super().__init__()
         if dim % heads:
@@ -207,8 +252,11 @@ class VideoMAE(nn.Module):
             )
             for rate in rates
         )
-        self.fc_norm = nn.LayerNorm(dim, eps=fc_norm_eps)
+        self.fc_norm_eps = fc_norm_eps
+        self.fc_norm = nn.LayerNorm(dim, eps=fc_norm_eps) if final_norm else nn.Identity()
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self.adapters = AdapterConfig(kind="none")
+        self.ladders: Ladder | None = None
         self.clip_len = 0
         self.pos_table: Tensor  # [1, N, D]
         self.set_clip_len(clip_len)
@@ -223,18 +271,56 @@ class VideoMAE(nn.Module):
         logits: Tensor = self.head(self(clips))
         return logits
 
-    def feature_map(self, clips: Tensor) -> Tensor:
-        """clips [B, 3, F, H, W] -> tokens after the last block [B, D, t, h, w], no norm applied."""
-        grid = self.token_grid(clips)
-        return self.tokens(clips).transpose(1, 2).reshape(len(clips), -1, *grid)
+    def feature_map(self, clips: Tensor, clips_per_window: int = 1) -> Tensor:
+        """clips [B, 3, F, H, W] -> tokens after the last block [B, D, t, h, w], no norm applied.
 
-    def tokens(self, clips: Tensor) -> Tensor:
-        """clips [B, 3, F, H, W] -> tokens after the last block [B, N, D] float32."""
+        Consecutive clips of one window are neighbouring rows; adapters see across their borders.
+        """
         grid = self.token_grid(clips)
+        tokens = self.tokens(clips, clips_per_window)
+        return tokens.transpose(1, 2).reshape(len(clips), -1, *grid)
+
+    def tokens(self, clips: Tensor, clips_per_window: int = 1) -> Tensor:
+        """clips [B, 3, F, H, W] -> tokens after the last block [B, N, D] float32.
+
+        Raises:
+            ConfigError: the clips do not make whole windows.
+        """
+        grid = self.token_grid(clips)
+        if clips_per_window < 1 or len(clips) % clips_per_window:
+            raise ConfigError(
+                "The clips do not make whole windows.",
+                f"{len(clips)} clips, {clips_per_window} per window",
+            )
+        window = (clips_per_window, grid[0])
         x = self.patch_embed(clips) + self.position_table(grid)
+        if self.ladders is not None:
+            return self._ladder_tokens(self.ladders, x, window)
         for block in self.blocks:
-            x = block(x)
+            x = recomputed(block, x, *window) if self.adapters.checkpoint else block(x, *window)
         return x
+
+    def _ladder_tokens(self, ladder: Ladder, x: Tensor, window: tuple[int, int]) -> Tensor:
+        """Frozen blocks without a graph, and the ladder's adapters beside them."""
+        total: Tensor | None = None
+        x = x.detach()
+        for index, block in enumerate(self.blocks):
+            with torch.no_grad():
+                x = block(x, *window)
+            total = ladder.step(index, as_windows(x, *window), total)
+        assert total is not None  # the last block is always listed
+        return x + total.view_as(x)
+
+    def adapter_sites(self) -> Sequence[AdapterSite]:
+        """Every block: an adapter stands behind the MLP's residual sum."""
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        return [AdapterSite(block, self.out_channels, block.attn) for block in blocks]
+
+    def train(self, mode: bool = True) -> VideoMAE:
+        """Set the mode; what `set_tuning` froze stays in eval mode."""
+        super().train(mode)
+        keep_frozen_in_eval(self)
+        return self
 
     def token_grid(self, clips: Tensor) -> tuple[int, int, int]:
         """(t, h, w) of the tokens of clips [B, 3, F, H, W].
@@ -297,13 +383,14 @@ class VideoMAE(nn.Module):
         self.clip_len = clip_len
         self.reset_buffers()
 
-    def builder_arguments(self) -> dict[str, float]:
+    def builder_arguments(self) -> dict[str, float | bool]:
         """Keyword arguments with which this size's builder builds the same model again."""
         return {
             "num_classes": self.num_classes,
             "drop_path": self.drop_path,
             "init_values": self.init_values,
-            "fc_norm_eps": self.fc_norm.eps,
+            "fc_norm_eps": self.fc_norm_eps,
+            "final_norm": isinstance(self.fc_norm, nn.LayerNorm),
         }
 
     def set_matmul_dtype(self, dtype: torch.dtype) -> None:
@@ -312,6 +399,10 @@ class VideoMAE(nn.Module):
         for block in self.blocks:
             block.attn.to(dtype)
             block.mlp.to(dtype)
+            if block.adapter is not None:
+                block.adapter.to(dtype)
+        if self.ladders is not None:
+            self.ladders.to(dtype)
 
     def compile_trunk(self) -> None:
         """Compile `tokens`, which features and feature maps share, for fixed shapes."""
@@ -337,6 +428,7 @@ def videomae_tiny(
     drop_path: float = 0.0,
     init_values: float = 0.0,
     fc_norm_eps: float = NORM_EPS,
+    final_norm: bool = True,
 ) -> VideoMAE:
     """0.4 M parameters, 32 x 32 pixels: ours, for the demo and the tests; nothing is published.
 
@@ -359,6 +451,7 @@ def videomae_tiny(
         drop_path=drop_path,
         init_values=init_values,
         fc_norm_eps=fc_norm_eps,
+        final_norm=final_norm,
     )
 
 
@@ -368,6 +461,7 @@ def videomae_s(
     drop_path: float = 0.0,
     init_values: float = 0.0,
     fc_norm_eps: float = NORM_EPS,
+    final_norm: bool = True,
 ) -> VideoMAE:
     """ViT-S: 21.9 M parameters without a head."""
     return VideoMAE(
@@ -381,6 +475,7 @@ def videomae_s(
         drop_path=drop_path,
         init_values=init_values,
         fc_norm_eps=fc_norm_eps,
+        final_norm=final_norm,
     )
 
 
@@ -390,6 +485,7 @@ def videomae_b(
     drop_path: float = 0.0,
     init_values: float = 0.0,
     fc_norm_eps: float = NORM_EPS,
+    final_norm: bool = True,
 ) -> VideoMAE:
     """ViT-B: 86.2 M parameters without a head."""
     return VideoMAE(
@@ -403,6 +499,7 @@ def videomae_b(
         drop_path=drop_path,
         init_values=init_values,
         fc_norm_eps=fc_norm_eps,
+        final_norm=final_norm,
     )
 
 
@@ -412,6 +509,7 @@ def videomae_l(
     drop_path: float = 0.0,
     init_values: float = 0.0,
     fc_norm_eps: float = NORM_EPS,
+    final_norm: bool = True,
 ) -> VideoMAE:
     """ViT-L: 303.9 M parameters without a head."""
     return VideoMAE(
@@ -425,6 +523,7 @@ def videomae_l(
         drop_path=drop_path,
         init_values=init_values,
         fc_norm_eps=fc_norm_eps,
+        final_norm=final_norm,
     )
 
 
@@ -434,6 +533,7 @@ def videomae_h(
     drop_path: float = 0.0,
     init_values: float = 0.0,
     fc_norm_eps: float = NORM_EPS,
+    final_norm: bool = True,
 ) -> VideoMAE:
     """ViT-H: 631.6 M parameters without a head."""
     return VideoMAE(
@@ -447,6 +547,7 @@ def videomae_h(
         drop_path=drop_path,
         init_values=init_values,
         fc_norm_eps=fc_norm_eps,
+        final_norm=final_norm,
     )
 
 
@@ -456,6 +557,7 @@ def videomae_g(
     drop_path: float = 0.0,
     init_values: float = 0.0,
     fc_norm_eps: float = NORM_EPS,
+    final_norm: bool = True,
 ) -> VideoMAE:
     """ViT-g of VideoMAE V2, patches of 14 pixels: 1011.6 M parameters without a head."""
     return VideoMAE(
@@ -470,4 +572,5 @@ def videomae_g(
         drop_path=drop_path,
         init_values=init_values,
         fc_norm_eps=fc_norm_eps,
+        final_norm=final_norm,
     )

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tadpipe.backbones.protocol import RemappedState
+from tadpipe.backbones.tia import AdapterConfig
 from tadpipe.errors import CheckpointError
 
 HUGGINGFACE_FC_NORM_EPS = 1e-5  # its fc_norm is built with torch's default, whatever the config
@@ -32,6 +34,8 @@ PRETRAINING = re.compile(
     r"(module\.)?(decoder\.|encoder_to_decoder\.|encoder\.(patch_embed|blocks|norm)\.|mask_token$)"
 )
 DETECTOR = re.compile(r"(module\.)?backbone\.model\.backbone\.")  # prefix in a whole detector
+
+ADAPTER = re.compile(r"(blocks|ladders\.adapters)\.(\d+)\.(?:adapter\.)?down_proj\.weight")
 
 HUGGINGFACE_NAMES = {
     "layernorm_before": "norm1",
@@ -54,8 +58,9 @@ def remap_official_keys(state: Mapping[str, Tensor]) -> RemappedState:
 
     Returns:
         The renamed state, with the head under `head.*` if there is one, and the builder arguments
-        that the layout or the keys imply (`fc_norm_eps`, `init_values`). Unknown keys are kept
-        under their own names, so that a strict load can list them.
+        that the layout or the keys imply (`fc_norm_eps`, `init_values`, `final_norm`), with the
+        adapters under "adapters" if there are any. Unknown keys are kept under their own names, so
+        that a strict load can list them.
     Raises:
         CheckpointError: not a VideoMAE, a pretraining checkpoint, or one without `fc_norm`.
     """
@@ -67,20 +72,55 @@ def remap_official_keys(state: Mapping[str, Tensor]) -> RemappedState:
         renamed = _from_mmaction(state, prefix)
     else:
         renamed = _from_huggingface(state)
-    if "fc_norm.weight" not in renamed:
+    adapters = adapters_in(renamed)
+    has_norm = "fc_norm.weight" in renamed
+    if not has_norm and (adapters is None or adapters.kind != "ladder"):
         raise CheckpointError(
             "These VideoMAE weights have no fc_norm, the norm behind the pooled features.",
             f"{layout} layout, {len(state)} entries",
-            "A bare `VideoMAEModel` or a ladder-tuned model lacks it; its mean token is not the "
-            "official feature. Take the fine-tuned classification model instead "
+            "A bare `VideoMAEModel` lacks it; its mean token is not the official feature. "
+            "Take the fine-tuned classification model instead "
             "(`VideoMAEForVideoClassification`).",
         )
-    arguments: dict[str, float] = {}
+    arguments: dict[str, Any] = {}
+    if adapters is not None:
+        arguments["adapters"] = adapters
+    if not has_norm:
+        arguments["final_norm"] = False
     if layout == "huggingface":
         arguments["fc_norm_eps"] = HUGGINGFACE_FC_NORM_EPS
     if "blocks.0.gamma_1" in renamed:
         arguments["init_values"] = 1.0  # only "above 0" matters: the values come from the file
     return RemappedState(layout, renamed, arguments)
+
+
+def adapters_in(state: Mapping[str, Tensor]) -> AdapterConfig | None:
+    """The adapters whose weights are in a renamed state, by their keys and shapes.
+
+    AdaTAD's release stores neither the dilation nor whether z is kept beside its convolved form;
+    both are taken as published (1, kept). A ladder numbers its adapters by position and stands
+    beside the last blocks.
+    """
+    downs = {
+        (match[1], int(match[2])): value.shape  # [H, C]
+        for key, value in state.items()
+        if (match := ADAPTER.fullmatch(key)) and value.ndim == 2
+    }
+    if not downs:
+        return None
+    ladder = any(owner != "blocks" for owner, _ in downs)
+    indices = sorted(index for _, index in downs)
+    if ladder:
+        depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+        indices = [depth - len(indices) + index for index in indices]
+    hidden, channels = next(iter(downs.values()))
+    taps = [value.shape[2] for key, value in state.items() if key.endswith(".dwconv.weight")]
+    return AdapterConfig(
+        kind="ladder" if ladder else ("tia" if taps else "plain"),
+        ratio=hidden / channels,
+        kernel=taps[0] if taps else 3,
+        blocks=tuple(indices),
+    )
 
 
 def refuse_pretraining(state: Mapping[str, Tensor]) -> None:

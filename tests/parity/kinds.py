@@ -11,16 +11,21 @@ from tests.parity.case import Case, Runner
 
 KINDS = {
     "actionformer": "tests.parity.anchor_free",
+    "adatad": "tests.parity.adatad",
     "asl": "tests.parity.asl",
     "cltdr_gmg": "tests.parity.cltdr_gmg",
+    "detad": "tests.parity.detad",
     "dyfadet": "tests.parity.dyfadet",
     "etad": "tests.parity.etad",
     "frame_indices": "tests.parity.frame_indices",
+    "i3d": "tests.parity.i3d",
     "map": "tests.parity.detection_map",
     "nms": "tests.parity.nms",
     "preprocess": "tests.parity.preprocess",
+    "r2plus1d": "tests.parity.r2plus1d",
     "sampling": "tests.parity.sampling",
     "tridet": "tests.parity.anchor_free",
+    "tsm": "tests.parity.tsm",
     "videomae": "tests.parity.videomae",
 }
 
@@ -42,8 +47,18 @@ def kind_of(case: Case) -> str:
         return "preprocess"
     if "segs" in arrays or "in_segs" in arrays:
         return "nms"
+    if "fp_error_counts" in arrays or "detad" in source:
+        return "detad"
     if "tiou_thresholds" in config and "label_to_id" in config:
         return "map"
+    if "frames_uint8" in arrays or "tia" in arrays:
+        return "adatad"
+    if "first4_layer1" in arrays and "layers" in config.get("config", {}):
+        return "r2plus1d"
+    if "input_first8" in arrays and ("i3d" in source or "first4_Mixed_3b" in arrays):
+        return "i3d"
+    if "tsm" in source and "input_first8" in arrays:
+        return "tsm"
     if "pixel_values" in arrays or "videomae" in source:
         return "videomae"
     if "cltdr" in source:
