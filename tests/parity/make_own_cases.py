@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from tests.parity.detad_loops import Loops, random_problem
+
 OWN = Path(__file__).parent / "own"
 SOURCE = "recomputed in float64 by tests/parity/make_own_cases.py"
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -27,6 +29,11 @@ def main() -> None:
     arrays, config, weights = videomae_case()
     write("videomae/official_small", arrays, config)
     save_file(weights, OWN / "videomae/official_small/weights.safetensors")
+    arrays, config, files = detad_case()
+    write("detad/all_characteristics", arrays, config)
+    for name, document in files.items():
+        text = json.dumps(document, indent=0) + "\n"
+        (OWN / "detad/all_characteristics" / name).write_text(text, encoding="utf-8")
 
 
 def write(name: str, arrays: Arrays, config: dict[str, Any]) -> None:
@@ -105,6 +112,54 @@ def schedule_case() -> tuple[Arrays, dict[str, Any]]:
         "num_iters_per_epoch": per_epoch,
     }
     return {"lr": np.array(rates)}, {"weights": "none", "params": params}
+
+
+def detad_case() -> tuple[Arrays, dict[str, Any], dict[str, Any]]:
+    """DETAD's analyses; a class nobody detects, and one whose only action is dropped."""
+    truth, found, durations = random_problem(3)
+    database = {
+        name: {"subset": "validation", "duration": duration, "annotations": []}
+        for name, duration in durations.items()
+    }
+    results: dict[str, list[Any]] = {name: [] for name in durations}
+    for row in truth:
+        entry = {key: value for key, value in row.items() if key not in ("video", "start", "end")}
+        database[row["video"]]["annotations"].append(
+            {**entry, "segment": [row["start"], row["end"]]}
+        )
+    for row in found:
+        entry = {"segment": [row["start"], row["end"]], "label": row["label"]}
+        results[row["video"]].append({**entry, "score": row["score"]})
+    bins = {
+        "coverage": {"edges": [0, 0.2, 0.4, 0.6, 0.8, 1], "names": ["XS", "S", "M", "L", "XL"]},
+        "length": {"edges": [0, 10, 40, 100, "inf"], "names": ["S", "M", "L", "XL"]},
+        "num-instances": {"edges": [-1, 1, 4, 8, "inf"], "names": ["XS", "S", "M", "L"]},
+        "context-size": {"edges": list(range(-1, 7)), "names": list("0123456")},
+        "context-distance": {"edges": [-1, 0, 1, 2, 3], "names": ["Inf", "N", "M", "F"]},
+        "agreement": {"edges": [0, 0.3, 0.6, 1], "names": ["W", "M", "H"]},
+    }
+    tious = [0.3, 0.5, 0.7]
+    # In the order of the file, which is by video.
+    ordered = [row for name in durations for row in truth if row["video"] == name]
+    loops = Loops(ordered, found, tious, bins)
+    arrays, lists = loops.everything()
+    run = {"normalize": True, "limit_factor": None, "min_norm_precision": 0.0}
+    settings = {
+        "min_tiou": 0.1,
+        "fp": {**run, "limit_factor": 10},
+        "fn": {**run, "min_norm_precision": 0.05},
+        "sensitivity": run,
+    }
+    config = {"subset": "validation", "labels": loops.labels, "bins": bins, "settings": settings}
+    stored = {name: np.array(value, dtype=np.float64) for name, value in arrays.items()}
+    return (
+        {"tiou_thresholds": np.array(tious), **stored},
+        {**config, **lists},
+        {
+            "ground_truth.json": {"database": database},
+            "prediction.json": {"results": results},
+        },
+    )
 
 
 def videomae_case() -> tuple[Arrays, dict[str, Any], Arrays]:
