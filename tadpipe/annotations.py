@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,6 +106,7 @@ def load_annotations(
     strict: bool = True,
     labels: Sequence[str] | None = None,
     drop_labels: Collection[str] = (),
+    label_key: str = "label",
     for_evaluation: bool = False,
 ) -> Annotations:
     """Read an ActivityNet-style annotation file.
@@ -116,6 +117,8 @@ def load_annotations(
         labels: the class list to train with, in its order; another label in the file is an error.
             Without it the order is that of `label_id`, else sorted by name.
         drop_labels: labels to leave out, such as "Ambiguous" of THUMOS14.
+        label_key: what an entry's label stands under where it has several, such as verb and noun;
+            entries without it are read by "label".
         for_evaluation: keep segments that are empty, inverted or start before 0, as warnings:
             each evaluation protocol has its own rule for them.
     Raises:
@@ -124,27 +127,52 @@ def load_annotations(
     """
     path = Path(path)
     document = read_json(path)
-    reader = _AnnotationReader(str(path), labels, frozenset(drop_labels), for_evaluation)
+    reader = _AnnotationReader(str(path), labels, frozenset(drop_labels), label_key, for_evaluation)
     videos = reader.read(document)
     names, ids = reader.label_order()
-    found = tuple(reader.json.defects)
-    errors = sum(not defect.is_warning for defect in found)
+    return settle(Annotations(videos, names, str(path), tuple(reader.json.defects), ids), strict)
+
+
+def settle(found: Annotations, strict: bool) -> Annotations:
+    """What was read, once its defects are told.
+
+    Raises:
+        AnnotationError: there are errors and `strict` is set; lists errors and warnings.
+    """
+    errors = sum(not defect.is_warning for defect in found.defects)
     if errors and strict:
         raise AnnotationError(
             f"The annotations have {errors} error{'s'[: errors != 1]}.",
-            found,
+            found.defects,
             "Mend the file; evaluate --skip-defects (strict=False) leaves these entries out.",
         )
-    if found:
+    if found.defects:
         logger.log(
             logging.WARNING if errors else logging.INFO,
             "%s: %d errors left out, %d oddities kept; first: %s",
-            path,
+            found.source,
             errors,
-            len(found) - errors,
-            found[0],
+            len(found.defects) - errors,
+            found.defects[0],
         )
-    return Annotations(videos, names, str(path), found, ids)
+    return found
+
+
+def segment_faults(
+    start_sec: float, end_sec: float, duration_sec: float | None, *, for_evaluation: bool
+) -> Iterator[tuple[str, bool]]:
+    """What is wrong with a segment, and whether it is kept all the same."""
+    if start_sec >= end_sec:
+        message = f"start {start_sec:g} is not before end {end_sec:g}; swap or remove them"
+        yield message, for_evaluation
+    if start_sec < 0:
+        yield f"start {start_sec:g} lies before the video; times count from 0", for_evaluation
+    if duration_sec is not None and max(start_sec, end_sec) > duration_sec + BEYOND_DURATION_SEC:
+        yield (
+            f"[{start_sec:g}, {end_sec:g}] reaches beyond the duration of {duration_sec:g} s by "
+            f"more than {BEYOND_DURATION_SEC:g} s; correct the segment or the duration",
+            True,
+        )
 
 
 class _AnnotationReader:
@@ -155,12 +183,14 @@ class _AnnotationReader:
         source: str,
         labels: Sequence[str] | None,
         dropped: frozenset[str],
+        label_key: str,
         for_evaluation: bool,
     ) -> None:
         self.json = JsonReader(source)
         self.labels = None if labels is None else tuple(dict.fromkeys(labels))
         self.known = frozenset(labels or ())
         self.dropped = dropped
+        self.label_key = label_key
         self.for_evaluation = for_evaluation
         self.found_labels: dict[str, None] = {}
         self.ids: dict[str, int] = {}  # label -> the first label_id it came with
@@ -228,7 +258,8 @@ class _AnnotationReader:
             return None
         for key in repeated_keys(entry):
             self.json.error(place, f"the key {shown(key)} occurs twice; the last one counts")
-        label = self.json.label(entry, place)
+        key = self.label_key if self.label_key in entry else "label"
+        label = self.json.label(entry, place, key)
         if label in self.dropped:
             return None
         sound = label is not None and self.check_label(label, entry, place)
@@ -265,22 +296,8 @@ class _AnnotationReader:
     def check_segment(
         self, segment: tuple[float, float], place: str, duration_sec: float | None
     ) -> bool:
-        start, end = segment
-        report = self.json.warn if self.for_evaluation else self.json.error
-        wrong = False
-        if start >= end:
-            report(place, f"start {start:g} is not before end {end:g}; swap or remove them")
-            wrong = True
-        if start < 0:
-            report(place, f"start {start:g} lies before the video; times count from 0")
-            wrong = True
-        if duration_sec is not None and max(start, end) > duration_sec + BEYOND_DURATION_SEC:
-            self.json.warn(
-                place,
-                f"[{start:g}, {end:g}] reaches beyond the duration of {duration_sec:g} s by more "
-                f"than {BEYOND_DURATION_SEC:g} s; correct the segment or the duration",
-            )
-        return self.for_evaluation or not wrong
+        faults = segment_faults(*segment, duration_sec, for_evaluation=self.for_evaluation)
+        return self.json.report(place, faults)
 
     def label_order(self) -> tuple[tuple[str, ...], dict[str, int]]:
         """Labels in training order and their ids; a label without id comes last, by name."""

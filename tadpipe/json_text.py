@@ -76,6 +76,14 @@ class JsonReader:
     def warn(self, place: str, message: str) -> None:
         self.defects.append(Defect(self.source, place, message, is_warning=True))
 
+    def report(self, place: str, faults: Iterable[tuple[str, bool]]) -> bool:
+        """Note faults as (message, is_warning); whether they are warnings only."""
+        sound = True
+        for message, is_warning in faults:
+            self.defects.append(Defect(self.source, place, message, is_warning))
+            sound &= is_warning
+        return sound
+
     def table(self, document: Any, key: str, example: str) -> dict[str, Any]:
         """The object under `key` of the top-level object; empty when it is not there."""
         if not isinstance(document, dict):
@@ -125,14 +133,14 @@ class JsonReader:
             return None
         return start, end
 
-    def label(self, node: Mapping[str, Any], place: str) -> str | None:
-        """The label text; None after an error."""
-        if "label" not in node:
-            self.error(place, "no label; name the action or remove the entry")
+    def label(self, node: Mapping[str, Any], place: str, key: str = "label") -> str | None:
+        """The label text under `key`; None after an error."""
+        if key not in node:
+            self.error(place, f"no {key}; name the action or remove the entry")
             return None
-        label = node["label"]
+        label = node[key]
         if not isinstance(label, str) or not label.strip():
-            self.error(f"{place}.label", f"{shown(label)} is not a name; labels are text")
+            self.error(f"{place}.{key}", f"{shown(label)} is not a name; labels are text")
             return None
         return label
 

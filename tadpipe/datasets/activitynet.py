@@ -13,6 +13,8 @@ ACTIVITYNET = DatasetSpec(
     title="ActivityNet 1.3",
     train_subset="training",
     test_subset="validation",
+    num_classes=200,
     tious=(0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95),
     feature_prefix="v_",
+    official="activitynet",
 )

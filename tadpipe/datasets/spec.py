@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tadpipe.errors import AnnotationError, ConfigError, Defect
 
@@ -20,6 +20,13 @@ class Split(NamedTuple):
     test: str
 
 
+class ClipRules(NamedTuple):
+    """How clips are cut out of longer videos where a clip is an item (Ego4D)."""
+
+    start_multiple_frames: int = 1  # a clip begins at a whole multiple of this, as its features do
+    min_action_sec: float = 0.0  # shorter actions are left out for good
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """One public data set."""
@@ -28,6 +35,7 @@ class DatasetSpec:
     title: str  # as printed
     train_subset: str  # of the most common annotation file
     test_subset: str
+    num_classes: int
     tious: tuple[float, ...]  # thresholds of the published mAP
     other_splits: tuple[Split, ...] = ()  # names used by other releases of the annotations
     feature_prefix: str = ""  # of video and feature file names, absent in the annotations
@@ -35,6 +43,9 @@ class DatasetSpec:
     blocked: Mapping[str, str] = field(default_factory=dict)  # video -> why it is not scored
     blocked_under: tuple[str, ...] = ("opentad",)  # protocols that leave `blocked` out
     protocol: str = "opentad"  # of evaluation, unless another is asked for
+    official: str = "actionformer"  # the protocol that "official" means here
+    task: Literal["verb", "noun"] | None = None  # which class of an action is its label (EPIC)
+    clips: ClipRules | None = None  # None: items are whole videos
 
     def __post_init__(self) -> None:
         if not self.tious or any(not 0 < tiou < 1 for tiou in self.tious):
@@ -61,6 +72,11 @@ class DatasetSpec:
     def blocked_videos(self, protocol: str) -> Mapping[str, str]:
         """Videos that are not scored under `protocol`, with the reason."""
         return self.blocked if protocol in self.blocked_under else {}
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """The labels of classes that are known by number: id_000, id_001, ..."""
+        return tuple(f"id_{number:03d}" for number in range(self.num_classes))
 
     def annotation_name(self, file_stem: str) -> str:
         """The annotated video a file belongs to: its name without the prefix."""

@@ -13,6 +13,7 @@ THUMOS14 = DatasetSpec(
     title="THUMOS14",
     train_subset="validation",
     test_subset="test",
+    num_classes=20,
     tious=(0.3, 0.4, 0.5, 0.6, 0.7),
     other_splits=(Split("training", "validation"),),
     dropped_labels=("Ambiguous",),

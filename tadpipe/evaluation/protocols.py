@@ -2,6 +2,7 @@
 
 `activitynet` is the ActivityNet toolkit, `actionformer` the ActionFormer release and what inherits
 from it, `opentad` OpenTAD's mAP (the default), `epic` the EPIC-Kitchens-100 detection challenge.
+`official` stands for one of them: whose rules a data set's published scores follow.
 """
 
 from __future__ import annotations
@@ -41,12 +42,25 @@ EPIC = Protocol("epic", None, None, "ignore", "match", "id")
 PROTOCOLS = {p.name: p for p in (ACTIVITYNET, ACTIONFORMER, OPENTAD, EPIC)}
 
 
-def protocol_named(name: str) -> Protocol:
+OFFICIAL = "official"
+
+
+def protocol_named(name: str, official: str | None = None) -> Protocol:
     """The protocol of that name.
 
+    Args:
+        official: what the data set calls official; None without a data set.
     Raises:
         ConfigError: there is none; the message has the nearest names.
     """
+    if name == OFFICIAL:
+        if official is None:
+            raise ConfigError(
+                "Whose rules are the official ones depends on the data set.",
+                f"--protocol {name}",
+                "Name the data set with --dataset.",
+            )
+        name = official
     if name not in PROTOCOLS:
         guesses = nearest(name, PROTOCOLS) or list(PROTOCOLS)
         raise ConfigError(
