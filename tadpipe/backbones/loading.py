@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +28,20 @@ from tadpipe.backbones.checkpoints import (
 )
 from tadpipe.backbones.named_weights import default_weights
 from tadpipe.backbones.protocol import Backbone, RemappedState
-from tadpipe.backbones.tia import Adaptable, AdapterConfig, add_adapters
-from tadpipe.config import PixelRecipe, build, canonical_json, to_mapping, write_atomically
+from tadpipe.backbones.tia import (
+    Adaptable,
+    AdapterConfig,
+    adapter_parameters,
+    add_adapters,
+)
+from tadpipe.config import (
+    PixelRecipe,
+    build,
+    canonical_json,
+    digest,
+    to_mapping,
+    write_atomically,
+)
 from tadpipe.errors import CheckpointError, ConfigError
 from tadpipe.registry import resolve
 
@@ -174,9 +187,20 @@ def _from_file(name: str, builder: Callable[..., Backbone], checkpoint: Checkpoi
     assert isinstance(backbone, nn.Module)
     load_strictly(backbone, state, f"{where} ({remapped.layout} layout)", _advice(name, state))
     backbone.weights_sha256 = checkpoint.sha256
+    if isinstance(backbone, Adaptable):
+        backbone.adapter_sha256 = _adapter_sha256(backbone)
     if pixels is not None:
         backbone.pixels = pixels
     return backbone
+
+
+def _adapter_sha256(backbone: Backbone) -> str:
+    """SHA-256 (hex) of what decides the adapters' numbers: weights and settings; "" without any."""
+    weights = adapter_parameters(backbone)
+    if not weights or not isinstance(backbone, Adaptable):
+        return ""
+    settings = to_mapping(replace(backbone.adapters, checkpoint=False))  # a matter of memory only
+    return digest({"weights": state_sha256(weights), "settings": settings})
 
 
 def _own_metadata(

@@ -84,6 +84,7 @@ class Adaptable(Protocol):
     """A backbone that takes adapters.
 
     Attributes:
+        adapter_sha256: identity of loaded adapters, "" without any.
         adapters: what was added, kind "none" at first. With `checkpoint` the backbone recomputes
             each of its blocks (`recomputed`).
         ladders: None, or the side network; the backbone then runs its blocks without gradient and
@@ -91,6 +92,7 @@ class Adaptable(Protocol):
         snippet_only: names of the modules that only `forward` passes through, not `feature_map`.
     """
 
+    adapter_sha256: str
     adapters: AdapterConfig
     ladders: Ladder | None
     snippet_only: tuple[str, ...]
@@ -197,8 +199,8 @@ class Ladder(nn.Module):
 
 
 def hidden_width(channels: int, ratio: float) -> int:
-    """H, at least one channel."""
-    return max(int(channels * ratio), 1)
+    """H, at least one channel; a ratio that was read off two widths gives the same one back."""
+    return max(int(channels * ratio + 1e-6), 1)
 
 
 def init_bottleneck(down: nn.Linear, up: nn.Linear) -> None:

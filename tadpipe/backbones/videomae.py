@@ -232,6 +232,7 @@ class VideoMAE(nn.Module):
         self.pixels = pixels
         self.out_channels = dim
         self.weights_sha256 = ""
+        self.adapter_sha256 = ""
         self.patch_size = patch_size
         self.tubelet_len = tubelet_len
         self.table_side = (height // patch_size, width // patch_size)

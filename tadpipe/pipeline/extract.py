@@ -18,6 +18,7 @@ from tadpipe.annotations import load_annotations
 from tadpipe.backbones.loading import load_backbone
 from tadpipe.backbones.pixels import PIXEL_RECIPES
 from tadpipe.backbones.protocol import Backbone
+from tadpipe.backbones.tia import Adaptable
 from tadpipe.config import PixelRecipe
 from tadpipe.datasets import DATASETS
 from tadpipe.datasets.spec import DatasetSpec
@@ -109,6 +110,7 @@ def extract(
     spec = FeatureSpec(
         backbone=backbone,
         weights_sha256=model.weights_sha256,
+        adapter_sha256=model.adapter_sha256 if isinstance(model, Adaptable) else "",
         channels=model.out_channels,
         clip_len=model.clip_len,
         stride=stride,

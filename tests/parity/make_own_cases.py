@@ -29,6 +29,9 @@ def main() -> None:
     arrays, config, weights = videomae_case()
     write("videomae/official_small", arrays, config)
     save_file(weights, OWN / "videomae/official_small/weights.safetensors")
+    arrays, config, weights = adapter_case()
+    write("adatad/adapter_3x4", arrays, config)
+    save_file(weights, OWN / "adatad/adapter_3x4/weights.safetensors")
     arrays, config, files = detad_case()
     write("detad/all_characteristics", arrays, config)
     for name, document in files.items():
@@ -240,12 +243,169 @@ def _videomae64(
     for b in range(depth):
         x = x + _attention64(_norm64(x, w, f"blocks.{b}.norm1"), w, f"blocks.{b}.attn", heads)
         y = _linear64(_norm64(x, w, f"blocks.{b}.norm2"), w, f"blocks.{b}.mlp.fc1")
-        gelu = np.vectorize(lambda v: 0.5 * v * (1 + math.erf(v / math.sqrt(2))))
-        x = x + _linear64(gelu(y), w, f"blocks.{b}.mlp.fc2")
+        x = x + _linear64(_gelu64(y), w, f"blocks.{b}.mlp.fc2")
         found[f"block_{b}"] = x.copy()
     found["features"] = _norm64(x.mean(axis=0), w, "fc_norm")
     found["logits"] = _linear64(found["features"], w, "head")
     return found
+
+
+def adapter_case() -> tuple[Arrays, dict[str, Any], Arrays]:
+    """Two blocks with TIA over a window of three clips; gradients by central differences."""
+    random = np.random.default_rng(3)
+    dim, heads, hidden, patch, tubelet, size, frames, chunks = 12, 2, 24, 8, 2, 16, 4, 3
+    ours = _adapter_weights(random, dim, hidden, tubelet, patch)
+    video = random.integers(0, 256, (1, 1, 3, frames * chunks, size, size), dtype=np.uint8)
+    mask = np.arange(12) < 10
+    pull = random.normal(0, 1, (1, dim, 12)).astype(np.float32)
+    wide = {name: value.astype(np.float64) for name, value in ours.items()}
+
+    def forward(weights: Arrays) -> Arrays:
+        return _window64(video[0, 0], mask, pull[0], weights, heads, patch, tubelet, frames)
+
+    norms: dict[str, float | None] = dict.fromkeys(ours)
+    for name in (name for name in ours if ".adapter." in name):
+        slopes = []
+        for index in np.ndindex(wide[name].shape):
+            ends = []
+            for step in (1e-5, -1e-5):
+                moved = wide[name].copy()
+                moved[index] += step
+                ends.append(float(forward({**wide, name: moved})["loss"]))
+            slopes.append((ends[0] - ends[1]) / 2e-5)
+        norms[name] = float(np.linalg.norm(slopes))
+    found = forward(wide)
+    arrays = {"frames_uint8": video, "masks": mask[None], "loss_weights": pull, **found}
+    config = {
+        "config": {
+            "norm_cfg": {"type": "LN", "eps": 1e-6},
+            "qkv_bias": True,
+            "num_frames": frames,
+            "drop_path_rate": 0.0,
+            "img_size": size,
+            "patch_size": patch,
+            "embed_dims": dim,
+            "depth": 2,
+            "num_heads": heads,
+            "mlp_ratio": hidden / dim,
+            "adapter_index": [0, 1],
+            "chunk_num": chunks,
+            "window_size": 12,
+        },
+        "trainable_parameters": [name for name in ours if ".adapter." in name],
+        "grad_norms_of_loss": norms,
+        "frozen_block_grads_are_none": True,
+        "patch_embed_grads_are_none": True,
+        "tolerance": {"atol": 5e-5, "rtol": 1e-4, "grad_norm_rtol": 1e-3},
+    }
+    return arrays, config, ours
+
+
+def _adapter_weights(
+    random: np.random.Generator, dim: int, hidden: int, tubelet: int, patch: int
+) -> Arrays:
+    """Two blocks with an adapter of a quarter of the width each, float32."""
+    low = dim // 4
+    ours: Arrays = {}
+    shapes = {
+        "attn.qkv.weight": (3 * dim, dim),
+        "attn.q_bias": (dim,),
+        "attn.v_bias": (dim,),
+        "attn.proj.weight": (dim, dim),
+        "attn.proj.bias": (dim,),
+        "mlp.fc1.weight": (hidden, dim),
+        "mlp.fc1.bias": (hidden,),
+        "mlp.fc2.weight": (dim, hidden),
+        "mlp.fc2.bias": (dim,),
+        "adapter.gamma": (1,),
+        "adapter.down_proj.weight": (low, dim),
+        "adapter.down_proj.bias": (low,),
+        "adapter.dwconv.weight": (low, 1, 3),
+        "adapter.dwconv.bias": (low,),
+        "adapter.conv.weight": (low, low, 1),
+        "adapter.conv.bias": (low,),
+        "adapter.up_proj.weight": (dim, low),
+        "adapter.up_proj.bias": (dim,),
+    }
+    ours["patch_embed.proj.weight"] = random.normal(0, 0.05, (dim, 3, tubelet, patch, patch))
+    ours["patch_embed.proj.bias"] = random.normal(0, 0.2, dim)
+    for i in range(2):
+        ours |= {f"blocks.{i}.{k}": random.normal(0, 0.3, shape) for k, shape in shapes.items()}
+        for norm in ("norm1", "norm2"):
+            ours[f"blocks.{i}.{norm}.weight"] = 1 + random.normal(0, 0.2, dim)
+            ours[f"blocks.{i}.{norm}.bias"] = random.normal(0, 0.2, dim)
+    ours |= {"fc_norm.weight": np.ones(dim), "fc_norm.bias": np.zeros(dim)}
+    return {name: value.astype(np.float32) for name, value in ours.items()}
+
+
+def _window64(
+    video: np.ndarray[Any, Any],
+    mask: np.ndarray[Any, Any],
+    pull: np.ndarray[Any, Any],
+    w: Arrays,
+    heads: int,
+    patch: int,
+    tubelet: int,
+    clip_len: int,
+) -> Arrays:
+    """One window [3, T, H, W] from pixels to loss, clip by clip, adapters over all clips."""
+    dim = len(w["fc_norm.bias"])
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    pixels = (video.transpose(1, 2, 3, 0) - mean) / std  # [T, H, W, 3]
+    t, h, side = clip_len // tubelet, video.shape[2] // patch, video.shape[3] // patch
+    clips = len(pixels) // clip_len
+    kernel = w["patch_embed.proj.weight"].transpose(0, 2, 3, 4, 1).reshape(dim, -1)
+    x = np.empty((clips, t * h * side, dim))
+    for clip, n in np.ndindex(x.shape[:2]):
+        i, j, k = clip * t + n // (h * side), n // side % h, n % side
+        tube = pixels[i * tubelet : (i + 1) * tubelet, j * patch : (j + 1) * patch]
+        x[clip, n] = kernel @ tube[:, :, k * patch : (k + 1) * patch].reshape(-1)
+        angles = [n / 10000 ** (2 * (c // 2) / dim) for c in range(dim)]
+        x[clip, n] += [math.cos(a) if c % 2 else math.sin(a) for c, a in enumerate(angles)]
+    x += w["patch_embed.proj.bias"]
+    found: Arrays = {}
+    for b in range(2):
+        block = f"blocks.{b}"
+        for clip in range(clips):
+            normed = _norm64(x[clip], w, f"{block}.norm1")
+            x[clip] += _attention64(normed, w, f"{block}.attn", heads)
+            y = _linear64(_norm64(x[clip], w, f"{block}.norm2"), w, f"{block}.mlp.fc1")
+            x[clip] += _linear64(_gelu64(y), w, f"{block}.mlp.fc2")
+        line = x.reshape(clips * t, h * side, dim)
+        x = _tia64(line, w, f"{block}.adapter").reshape(x.shape)
+        found[f"block_{b}"] = x.copy()
+    found["feat_map"] = x.reshape(clips, t, h, side, dim).transpose(0, 4, 1, 2, 3)
+    steps = x.reshape(clips * t, h * side, dim).mean(axis=1)  # [k*t, D]
+    features = np.zeros((dim, len(mask)))
+    for i in np.flatnonzero(mask):
+        place = max((i + 0.5) * len(steps) / len(mask) - 0.5, 0.0)
+        low = min(int(place), len(steps) - 1)
+        high, share = min(low + 1, len(steps) - 1), place - low
+        features[:, i] = (1 - share) * steps[low] + share * steps[high]
+    found["features"] = features[None]
+    found["loss"] = np.array((features * pull).sum())
+    return found
+
+
+def _tia64(x: np.ndarray[Any, Any], w: Arrays, prefix: str) -> np.ndarray[Any, Any]:
+    """Eq. 2 on a line of time steps [T, P, D]: down, look left and right, up, add."""
+    z = _gelu64(_linear64(x, w, f"{prefix}.down_proj"))
+    taps = w[f"{prefix}.dwconv.weight"][:, 0]  # [H, 3]
+    mixed = np.zeros_like(z) + w[f"{prefix}.dwconv.bias"]
+    for i in range(len(z)):
+        for tap in (-1, 0, 1):
+            if 0 <= i + tap < len(z):
+                mixed[i] += taps[:, tap + 1] * z[i + tap]
+    mixed = mixed @ w[f"{prefix}.conv.weight"][:, :, 0].T + w[f"{prefix}.conv.bias"]
+    raised: np.ndarray[Any, Any] = _linear64(z + mixed, w, f"{prefix}.up_proj")
+    return x + w[f"{prefix}.gamma"] * raised
+
+
+def _gelu64(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    curve: np.ndarray[Any, Any] = np.vectorize(
+        lambda v: 0.5 * v * (1 + math.erf(v / math.sqrt(2)))
+    )(x)
+    return curve
 
 
 def _attention64(
