@@ -33,7 +33,7 @@ from tadpipe.detectors.actionformer import ActionFormer, ActionFormerConfig
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.training.ema import ModelEma
-from tadpipe.training.loop import Trainer, TrainingConfig
+from tadpipe.training.loop import DetectorLearner, Trainer, TrainingConfig
 
 VIDEOS, ROWS, CHANNELS, WINDOW = 8, 6000, 2048, 2304  # twelve minutes each at stride 4
 
@@ -154,7 +154,11 @@ def step(repeats: int) -> dict[str, dict[str, float]]:
             FeatureSource([store.table()]), videos, {"a": 0}, WindowConfig(), 256
         )
         loader = WindowLoader(windows, 2, seed=0)
-        trainer = Trainer(ActionFormer(config), TrainingConfig(), steps_per_epoch=1, device="cpu")
+        trainer = Trainer(
+            DetectorLearner(ActionFormer(config), TrainingConfig(), "cpu"),
+            TrainingConfig(),
+            steps_per_epoch=1,
+        )
         batch = loader.batch(0)
         model: nn.Module = trainer.model
 

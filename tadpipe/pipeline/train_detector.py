@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from tadpipe.annotations import Detections, save_detections
-from tadpipe.datasets.loader import WindowLoader
+from tadpipe.datasets.loader import Batch, WindowLoader
 from tadpipe.pipeline.detect import detect_on_source
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.evaluate import DETECTIONS_FILE, Evaluation, evaluate
@@ -44,7 +44,7 @@ from tadpipe.pipeline.run_folder import (
 from tadpipe.pipeline.subsets import Subsets
 from tadpipe.pipeline.train_plan import TrainPlan, make_plan
 from tadpipe.training.checkpoint import save_weights
-from tadpipe.training.loop import Trainer, train
+from tadpipe.training.loop import DetectorLearner, Trainer, train
 from tadpipe.training.metrics import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -244,7 +244,7 @@ def _train(
     device: str,
     resume: bool,
     progress: Progress,
-) -> Trainer:
+) -> Trainer[Batch]:
     """The loop, with progress in steps and the report on the validation subset."""
     config = plan.preset.training
     done = 0
@@ -264,11 +264,10 @@ def _train(
     steps = config.epochs_to_run * config.steps_per_epoch(loader.steps_per_pass)
     progress.begin("train", steps, "step")
     trainer = train(
-        model,
+        DetectorLearner(model, config, device),
         loader,
         config,
         folder,
-        device=device,
         resume=resume,
         validate=validate if config.validate_every else None,
         on_step=on_step,

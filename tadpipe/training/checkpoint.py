@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tadpipe.config import write_atomically
 from tadpipe.errors import CheckpointError
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass
@@ -37,6 +37,7 @@ class TrainState:
     scaler: dict[str, Any]  # empty without fp16
     loss_state: dict[str, float]
     rng: dict[str, Any]  # torch's default generators
+    bank: dict[str, Tensor]  # end to end with a feature bank: what was written into it
     version: int = STATE_VERSION
 
 

@@ -4,8 +4,9 @@ Source: ETAD (Liu et al., 2022), Sec. 3.2, in the three stages of its release: e
 without a graph; detector forward and backward down to the features; encode the chosen snippets
 once more, in micro-batches, and pass the features' gradient on. The encoder's gradient equals that
 of one pass over the chosen snippets, at the memory of one micro-batch.
-Order: EgsConfig -> choose_snippets -> encode, backward_sampled -> egs_backward.
-Shapes: B videos, M snippets of each, A chosen ones, C channels, F x H x W pixels of a clip.
+Order: EgsConfig -> Clips -> choose_snippets -> encode, backward_sampled -> egs_backward.
+Shapes: B videos, M snippets of each, A chosen ones, C channels, F x H x W pixels of a clip, N
+clips of any videos.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -22,6 +23,7 @@ from tadpipe.errors import ConfigError
 from tadpipe.sampling import FEATURE_GUIDED, SNIPPET_STRATEGIES, check_sampling, select_snippets
 
 LossOfFeatures = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, M] -> loss terms by name
+NONE = -1  # fills the list of chosen snippets of a video that has fewer than the others
 
 
 @dataclass(frozen=True)
@@ -52,69 +54,132 @@ class EgsConfig:
         return min(max(batches, 1) * self.micro_batch, count) / count
 
 
+class Clips(Protocol):
+    """The clips of a batch, made when they are asked for."""
+
+    @property
+    def mask(self) -> Tensor:
+        """Which snippets there are, bool [B, M]; features of the others are 0."""
+
+    def take(self, videos: Tensor, snippets: Tensor) -> Tensor:
+        """The clips at these places, int64 [N] each -> [N, 3, F, H, W] on the encoder's device."""
+
+
+class StackedClips:
+    """Clips [B, M, 3, F, H, W] in one tensor."""
+
+    def __init__(self, clips: Tensor, device: torch.device) -> None:
+        self.clips = clips
+        self.device = device
+        self.mask = torch.ones(clips.shape[:2], dtype=torch.bool)
+
+    def take(self, videos: Tensor, snippets: Tensor) -> Tensor:
+        place = self.clips.device
+        return self.clips[videos.to(place), snippets.to(place)].to(self.device)
+
+
 class EgsPass(NamedTuple):
     """What one pass computed, all of it detached."""
 
     losses: dict[str, Tensor]
     features: Tensor  # [B, C, M]
-    feature_grad: Tensor  # [B, C, M], of the sum of the losses
-    snippets: Tensor  # [B, A] int64, those that reached the encoder's gradient
+    feature_grad: Tensor  # [B, C, M], of the scaled sum of the losses
+    snippets: Tensor  # [B, A] int64, those that reached the encoder's gradient; NONE fills up
 
 
-def choose_snippets(features: Tensor, config: EgsConfig, generator: Generator) -> Tensor:
-    """Snippets of each video that get gradients, int64 [B, A], sorted; features [B, C, M]."""
-    count = features.shape[2]
+def choose_snippets(
+    features: Tensor, config: EgsConfig, generator: Generator, mask: Tensor | None = None
+) -> Tensor:
+    """Snippets of each video that get gradients, int64 [B, A], sorted.
+
+    Args:
+        features: [B, C, M].
+        mask: [B, M], the first ones of each video; shorter videos keep the share of what they
+            have, and NONE fills their rows up.
+    """
     guided = config.strategy in FEATURE_GUIDED
+    counts = [features.shape[2]] * len(features)
+    if mask is not None:
+        counts = mask.sum(dim=1).tolist()
     chosen = [
         select_snippets(
             count,
             config.effective_ratio(count),
             config.strategy,
-            features=video.T.cpu() if guided else None,
+            features=video.T[:count].cpu() if guided else None,
             generator=generator,
         )
-        for video in features.detach()
+        for video, count in zip(features.detach(), counts, strict=True)
     ]
-    return torch.stack(chosen)
+    return nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=NONE)
 
 
 @torch.no_grad()
-def encode(encoder: nn.Module, clips: Tensor, micro_batch: int) -> Tensor:
-    """Features of clips [B, M, 3, F, H, W] without a graph, [B, C, M] on the encoder's device."""
-    device = next(encoder.parameters()).device
-    parts = [
-        encoder(part.flatten(0, 1).to(device)).view(*part.shape[:2], -1)  # [B, m, C]
-        for part in clips.split(micro_batch, dim=1)
-    ]
-    return torch.cat(parts, dim=1).transpose(1, 2)
+def encode(
+    encoder: nn.Module,
+    clips: Tensor | Clips,
+    micro_batch: int,
+    snippets: Tensor | None = None,
+    into: Tensor | None = None,
+) -> Tensor:
+    """Features of a batch of clips without a graph, [B, C, M] on the encoder's device.
+
+    Args:
+        clips: [B, M, 3, F, H, W], or what makes them.
+        snippets: [B, A], encode these only; the others are 0, or as they are in `into`.
+        into: [B, C, M], changed in place.
+    """
+    source = _as_clips(encoder, clips)
+    wanted = source.mask
+    if snippets is not None:
+        wanted = torch.zeros_like(wanted)
+        for row, chosen in zip(wanted, snippets.to(wanted.device), strict=True):
+            row[chosen[chosen != NONE]] = True
+    rows = None if into is None else into.transpose(1, 2)  # [B, M, C]
+    for first in range(0, wanted.shape[1], micro_batch):
+        videos, places = wanted[:, first : first + micro_batch].nonzero(as_tuple=True)  # [N] each
+        if not len(videos):
+            continue
+        part = encoder(source.take(videos, places + first))  # [N, C]
+        if rows is None:
+            rows = part.new_zeros(*wanted.shape, part.shape[1])
+        rows[videos.to(part.device), (places + first).to(part.device)] = part.to(rows.dtype)
+    assert rows is not None, "a batch holds at least one snippet"
+    return rows.transpose(1, 2)
 
 
 def backward_sampled(
-    encoder: nn.Module, clips: Tensor, feature_grad: Tensor, snippets: Tensor, micro_batch: int
+    encoder: nn.Module,
+    clips: Tensor | Clips,
+    feature_grad: Tensor,
+    snippets: Tensor,
+    micro_batch: int,
 ) -> None:
     """Add the encoder's gradient for the chosen snippets [B, A] to its parameters.
 
     Args:
-        clips: [B, M, 3, F, H, W]; feature_grad: [B, C, M].
+        clips: [B, M, 3, F, H, W], or what makes them; feature_grad: [B, C, M].
     """
-    device = next(encoder.parameters()).device
-    videos = torch.arange(len(clips))[:, None]  # [B, 1]
+    source = _as_clips(encoder, clips)
     rows = feature_grad.transpose(1, 2)  # [B, M, C]
     for part in snippets.split(micro_batch, dim=1):  # [B, m]
-        index = part.to(clips.device)
-        features = encoder(clips[videos.to(clips.device), index].flatten(0, 1).to(device))
-        wanted = rows[videos.to(rows.device), part.to(rows.device)].flatten(0, 1)
+        videos, columns = (part != NONE).nonzero(as_tuple=True)  # [N] each
+        places = part[videos, columns]
+        features = encoder(source.take(videos, places))  # [N, C]
+        wanted = rows[videos.to(rows.device), places.to(rows.device)]
         features.backward(wanted.to(features.dtype))
 
 
 def egs_backward(
     encoder: nn.Module,
-    clips: Tensor,
+    clips: Tensor | Clips,
     loss_of_features: LossOfFeatures,
     config: EgsConfig,
     *,
     generator: Generator,
     snippets: Tensor | None = None,
+    known: Tensor | None = None,
+    scale: Callable[[Tensor], Tensor] | None = None,
 ) -> EgsPass:
     """Gradients of detector and encoder for one batch, added to what the parameters hold.
 
@@ -123,20 +188,38 @@ def egs_backward(
     gradient is passed on. Gradients of parameters that do not train are not computed.
 
     Args:
-        clips: [B, M, 3, F, H, W] on any device; micro-batches move to the encoder's.
+        clips: [B, M, 3, F, H, W] on any device, or what makes them.
         loss_of_features: the detector's forward and loss, for features [B, C, M].
         snippets: [B, A] chosen beforehand; otherwise `config` chooses.
+        known: [B, C, M] features of before (a feature bank); only the chosen snippets are then
+            encoded, the others are taken from here.
+        scale: of the loss before its backward pass, for float16.
     """
+    source = _as_clips(encoder, clips)
     with _eval_mode(encoder):
-        features = encode(encoder, clips, config.micro_batch).requires_grad_()
+        if known is None:
+            features = encode(encoder, source, config.micro_batch)
+        else:
+            if snippets is None:
+                snippets = choose_snippets(known, config, generator, source.mask)
+            features = encode(encoder, source, config.micro_batch, snippets, known.clone())
+        features.requires_grad_()
         losses = dict(loss_of_features(features))
-        torch.stack(list(losses.values())).sum().backward()
+        total = torch.stack(list(losses.values())).sum()
+        (total if scale is None else scale(total)).backward()
         assert features.grad is not None
         if snippets is None:
-            snippets = choose_snippets(features, config, generator)
-        backward_sampled(encoder, clips, features.grad, snippets, config.micro_batch)
+            snippets = choose_snippets(features, config, generator, source.mask)
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
+            backward_sampled(encoder, source, features.grad, snippets, config.micro_batch)
     detached = {name: loss.detach() for name, loss in losses.items()}
     return EgsPass(detached, features.detach(), features.grad, snippets)
+
+
+def _as_clips(encoder: nn.Module, clips: Tensor | Clips) -> Clips:
+    if isinstance(clips, Tensor):
+        return StackedClips(clips, next(encoder.parameters()).device)
+    return clips
 
 
 @contextmanager

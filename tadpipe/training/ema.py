@@ -6,7 +6,7 @@ without bias correction. Whole-number entries (counters) are copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -16,22 +16,33 @@ from tadpipe.errors import CheckpointError, ConfigError
 
 
 class ModelEma:
-    """The averaged state of a model."""
+    """The averaged state of a model.
 
-    def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
+    Args:
+        frozen: entries of the state dict that never change; they are neither averaged nor kept.
+    """
+
+    def __init__(
+        self, model: nn.Module, decay: float = 0.999, *, frozen: Collection[str] = ()
+    ) -> None:
         if not 0 <= decay < 1:
             raise ConfigError("The EMA decay lies in [0, 1).", f"ema_decay = {decay}")
         self.decay = decay
+        self.frozen = frozenset(frozen)
         self.state: dict[str, Tensor] = {
-            name: value.detach().clone() for name, value in model.state_dict().items()
+            name: value.detach().clone() for name, value in self._changing(model).items()
         }
+
+    def _changing(self, model: nn.Module) -> dict[str, Tensor]:
+        state = model.state_dict()
+        return {name: value for name, value in state.items() if name not in self.frozen}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take one step towards the model's state."""
         averaged: list[Tensor] = []
         current: list[Tensor] = []
-        for name, value in model.state_dict().items():
+        for name, value in self._changing(model).items():
             if value.is_floating_point():
                 averaged.append(self.state[name])
                 current.append(value.detach())
@@ -57,9 +68,10 @@ class ModelEma:
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Give `model` the averaged weights for the length of the block."""
-        own = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self.state)
+        own = {name: value.detach().clone() for name, value in self._changing(model).items()}
+        strict = not self.frozen
+        model.load_state_dict(self.state, strict=strict)
         try:
             yield
         finally:
-            model.load_state_dict(own)
+            model.load_state_dict(own, strict=strict)

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tadpipe.datasets.loader import Batch, WindowLoader
+from tadpipe.datasets.loader import Batch
 from tadpipe.detectors.protocol import Targets
 from tadpipe.errors import CheckpointError, ConfigError, TadpipeError
 from tadpipe.training.checkpoint import (
@@ -45,6 +45,9 @@ from tadpipe.training.optim import (
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.pt"
+AnyBatch = TypeVar("AnyBatch")
+Given = TypeVar("Given", covariant=True)
+Taken = TypeVar("Taken", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -86,36 +89,125 @@ class TrainingConfig(OptimConfig):
         return max(passes, 1) * steps_per_pass
 
 
+class Loader(Protocol[Given]):
+    """Batches that follow from the seed and the step alone."""
+
+    seed: int
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Batches in one pass over the videos."""
+
+    def batches(self, first: int, last: int) -> Iterator[Given]:
+        """The batches of steps `first` to `last - 1`."""
+
+
+class Learner(Protocol[Taken]):
+    """What is trained, and how a batch becomes losses and gradients.
+
+    Attributes:
+        model: everything that is averaged and saved; on its device.
+        detector: the detector in it, whose loss may keep a state.
+        frozen: entries of the model's state dict that never change.
+    """
+
+    model: nn.Module
+    detector: nn.Module
+    frozen: frozenset[str]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Over all parameters that train."""
+
+    def backward(
+        self, batch: Taken, scale: Callable[[Tensor], Tensor], step: int
+    ) -> Mapping[str, Tensor]:
+        """Gradients of the scaled sum of the losses; returns the losses by name."""
+
+    def bank(self) -> dict[str, Tensor]:
+        """What a feature bank holds that is not in a store."""
+
+    def load_bank(self, bank: Mapping[str, Tensor]) -> None:
+        """Take back what `bank` gave."""
+
+
+class DetectorLearner:
+    """A detector on stored features."""
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, device: str) -> None:
+        self.model = self.detector = model.to(device)
+        self.frozen: frozenset[str] = frozenset()
+        self.config = config
+        self.device = torch.device(device)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.model, self.config)
+
+    def backward(
+        self, batch: Batch, scale: Callable[[Tensor], Tensor], step: int
+    ) -> Mapping[str, Tensor]:
+        del step
+        feats, mask = batch.feats.to(self.device), batch.mask.to(self.device)  # [B, C, T], [B, T]
+        targets = Targets(batch.segments, batch.labels)
+        terms = detector_losses(self.model, feats, mask, targets, self.config)
+        scale(torch.stack(list(terms.values())).sum()).backward()
+        return terms
+
+    def bank(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_bank(self, bank: Mapping[str, Tensor]) -> None:
+        del bank
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """The precision of a forward pass; "off" changes nothing."""
+    dtype = torch.bfloat16 if amp == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
+
+
+def detector_losses(
+    detector: nn.Module, feats: Tensor, mask: Tensor, targets: Targets, config: TrainingConfig
+) -> dict[str, Tensor]:
+    """Loss terms by name of feats [B, C, T] and mask [B, T], in the precision of the training."""
+    there = Targets(
+        [segments.to(feats.device) for segments in targets.segments],
+        [labels.to(feats.device) for labels in targets.labels],
+    )
+    with autocast(feats.device, config.amp):
+        outputs = detector(feats, mask)
+        terms: dict[str, Tensor] = detector.loss(outputs, there)  # type: ignore[operator]  # a Detector
+    return terms
+
+
 Validate = Callable[[int], Mapping[str, float]]  # epoch -> figures; the model holds the EMA weights
 OnStep = Callable[[int, float], None]  # step, total loss
 
 
-class Trainer:
-    """A detector with what trains it; `step` is the next optimiser step."""
+class Trainer(Generic[AnyBatch]):
+    """A learner with its optimiser and average; `step` is the next optimiser step."""
 
     def __init__(
-        self, model: nn.Module, config: TrainingConfig, *, steps_per_epoch: int, device: str
+        self, learner: Learner[AnyBatch], config: TrainingConfig, *, steps_per_epoch: int
     ) -> None:
-        self.model = model.to(device)
+        self.learner = learner
+        self.model = learner.model
         self.config = config
         self.steps_per_epoch = steps_per_epoch
-        self.device = torch.device(device)
         self.step = 0
-        self.optimizer = make_optimizer(model, config)
-        self.ema = ModelEma(model, config.ema_decay)
+        self.optimizer = learner.optimizer()
+        self.ema = ModelEma(self.model, config.ema_decay, frozen=learner.frozen)
         # Scaling keeps fp16 gradients from vanishing; bf16 has the range of float32.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
-        self._autocast_type = torch.bfloat16 if config.amp == "bf16" else torch.float16
+        device = next(self.model.parameters()).device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
 
-    def train_step(self, batch: Batch) -> dict[str, float]:
+    def train_step(self, batch: AnyBatch) -> dict[str, float]:
         """One optimiser step; returns the loss terms by name, their sum, rate and norm."""
         rate = learning_rate_at(self.step, self.steps_per_epoch, self.config)
         set_learning_rate(self.optimizer, rate)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self._losses(batch)
+        terms = self.learner.backward(batch, self.scaler.scale, self.step)
         total = torch.stack(list(terms.values())).sum()
-        self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer)
         norm = _total_norm(self.model, self.config.clip_grad_norm)
         self.scaler.step(self.optimizer)
@@ -133,54 +225,46 @@ class Trainer:
         self.step += 1
         return {**values, "learning_rate": rate}
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        feats, mask = batch.feats.to(self.device), batch.mask.to(self.device)  # [B, C, T], [B, T]
-        targets = Targets(
-            [segments.to(self.device) for segments in batch.segments],
-            [labels.to(self.device) for labels in batch.labels],
-        )
-        enabled = self.config.amp != "off"
-        with torch.autocast(self.device.type, dtype=self._autocast_type, enabled=enabled):
-            outputs = self.model(feats, mask)
-            terms: dict[str, Tensor] = self.model.loss(outputs, targets)  # type: ignore[operator]  # a Detector
-        return terms
-
     def state(self, seed: int) -> TrainState:
         """What `restore` needs to go on with the next step."""
+        state, frozen = self.model.state_dict(), self.learner.frozen
         return TrainState(
             step=self.step,
             seed=seed,
-            model=self.model.state_dict(),
+            model={name: value for name, value in state.items() if name not in frozen},
             ema=self.ema.state,
             optimizer=self.optimizer.state_dict(),
             scaler=self.scaler.state_dict(),
-            loss_state=self.model.loss_state(),  # type: ignore[operator]  # a Detector
+            loss_state=self.learner.detector.loss_state(),  # type: ignore[operator]  # a Detector
             rng=random_state(),
+            bank=self.learner.bank(),
         )
 
     def restore(self, state: TrainState, source: str) -> None:
         """Take back what `state` gave, torch's random state included."""
-        load_strictly(self.model, state.model, source)
+        own = self.model.state_dict()
+        unchanged = {name: own[name] for name in self.learner.frozen}
+        load_strictly(self.model, {**unchanged, **state.model}, source)
         self.ema.load_state(state.ema)
         self.optimizer.load_state_dict(state.optimizer)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
-        self.model.load_loss_state(state.loss_state)  # type: ignore[operator]  # a Detector
+        self.learner.detector.load_loss_state(state.loss_state)  # type: ignore[operator]  # a Detector
+        self.learner.load_bank(state.bank)
         self.step = state.step
         restore_random_state(state.rng)
 
 
 def train(
-    model: nn.Module,
-    loader: WindowLoader,
+    learner: Learner[AnyBatch],
+    loader: Loader[AnyBatch],
     config: TrainingConfig,
     folder: Path,
     *,
-    device: str,
     resume: bool,
     validate: Validate | None = None,
     on_step: OnStep | None = None,
-) -> Trainer:
+) -> Trainer[AnyBatch]:
     """Train to the last epoch; the run folder gets metrics and `state.pt` on the way.
 
     Args:
@@ -192,7 +276,7 @@ def train(
         KeyboardInterrupt: Ctrl-C; the state was saved after the step under way.
     """
     steps_per_epoch = config.steps_per_epoch(loader.steps_per_pass)
-    trainer = Trainer(model, config, steps_per_epoch=steps_per_epoch, device=device)
+    trainer = Trainer(learner, config, steps_per_epoch=steps_per_epoch)
     state_path = folder / STATE_FILE
     if resume and state_path.exists():
         state = load_state(state_path)
@@ -213,7 +297,7 @@ def train(
             if on_step is not None:
                 on_step(trainer.step - 1, values["loss"])
             if validate is not None and _validation_due(trainer, config):
-                with trainer.ema.applied_to(model):
+                with trainer.ema.applied_to(trainer.model):
                     figures = validate(trainer.step // steps_per_epoch)
                 log.write(trainer.step - 1, figures)
             if trainer.step % config.checkpoint_every == 0 or trainer.step == last or interrupted:
@@ -224,7 +308,7 @@ def train(
     return trainer
 
 
-def _validation_due(trainer: Trainer, config: TrainingConfig) -> bool:
+def _validation_due(trainer: Trainer[AnyBatch], config: TrainingConfig) -> bool:
     epochs, position = divmod(trainer.step, trainer.steps_per_epoch)
     return position == 0 and config.validate_every > 0 and epochs % config.validate_every == 0
 

@@ -7,6 +7,7 @@ The rate is a closed formula of the step, so a resumed run needs no scheduler st
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,9 +78,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW with torch's betas and eps, or SGD with momentum."""
-    groups = parameter_groups(model, config.weight_decay)
+def make_optimizer(
+    model: nn.Module, config: OptimConfig, more: Sequence[dict[str, Any]] = ()
+) -> torch.optim.Optimizer:
+    """AdamW with torch's betas and eps, or SGD with momentum.
+
+    Args:
+        more: further groups; their `rate_share` is their learning rate over the model's.
+    """
+    groups = [*parameter_groups(model, config.weight_decay), *more]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.learning_rate)
@@ -105,6 +112,6 @@ def learning_rate_at(step: int, steps_per_epoch: int, config: OptimConfig) -> fl
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group the same rate."""
+    """Give every parameter group the rate times its `rate_share`, which is 1 if not stated."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_share", 1.0)

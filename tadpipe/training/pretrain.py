@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tadpipe.backbones.augment import below, draw_axes, draw_light, uniform
 from tadpipe.backbones.protocol import Backbone
 from tadpipe.config import PixelRecipe
 from tadpipe.errors import ConfigError, TadpipeError
@@ -178,29 +179,22 @@ class ClipSampler:
     def _draw(self, clip: Tensor) -> int:
         """Fill `clip` with pixels and return its label."""
         classes = [label for label in self.places if label != IDLE]
-        idle = IDLE in self.places and self._uniform() < self.config.idle_share
-        label = IDLE if idle or not classes else classes[self._below(len(classes))]
+        idle = IDLE in self.places and uniform(self.generator) < self.config.idle_share
+        label = IDLE if idle or not classes else classes[below(len(classes), self.generator)]
         places = self.places[label]  # [P, 2]
-        video, start = places[self._below(len(places))].tolist()
+        video, start = places[below(len(places), self.generator)].tolist()
         _, length, size, _ = self.clip_shape
         reach = 2 * self.config.shift_pixels + 1
-        top, left = self._below(reach), self._below(reach)
+        top, left = below(reach, self.generator), below(reach, self.generator)
         window = self.frames[video][start : start + length, :, top : top + size, left : left + size]
         wishes = ((0, self.config.reverse), (2, self.config.flip_vertical), (3, self.config.flip))
-        flipped = [axis for axis, wanted in wishes if wanted and self._uniform() < 0.5]
+        flipped = draw_axes(wishes, self.generator)
         clip.copy_((window.flip(flipped) if flipped else window).transpose(0, 1))
         # (pixel / 255 * factor + offset - mean) / std in one pass; light changes per channel.
-        light = self.config.brightness
-        factor = 1 + light * (2 * torch.rand(3, 1, 1, 1, generator=self.generator) - 1)
-        offset = 0.5 * light * (2 * self._uniform() - 1)
-        clip.mul_(factor / (255 * self.std)).add_((offset - self.mean) / self.std)
+        light = draw_light(self.config.brightness, self.generator)
+        factor = light.factor[:, None, None, None]
+        clip.mul_(factor / (255 * self.std)).add_((light.offset - self.mean) / self.std)
         return label
-
-    def _uniform(self) -> float:
-        return float(torch.rand((), generator=self.generator))
-
-    def _below(self, bound: int) -> int:
-        return int(torch.randint(bound, (), generator=self.generator))
 
 
 def _places_of_labels(videos: Sequence[LabelledFrames], clip_len: int) -> dict[int, Tensor]:

@@ -26,7 +26,7 @@ from tadpipe.pipeline.official_configs import decode_config, lifted, model_confi
 from tadpipe.registry import resolve
 from tadpipe.timeline import SnippetGrid
 from tadpipe.training.checkpoint import load_strictly
-from tadpipe.training.loop import Trainer, TrainingConfig
+from tadpipe.training.loop import DetectorLearner, Trainer, TrainingConfig
 from tadpipe.training.optim import OptimConfig, decay_names, learning_rate_at
 from tests.parity.anchor_free_families import FAMILIES, Family
 from tests.parity.case import Case
@@ -238,7 +238,7 @@ def run_train_steps(case: Case) -> None:
         ema_decay=case.config["ema_decay"],
     )
     per_epoch = case.config["num_iters_per_epoch"]
-    trainer = Trainer(model, training, steps_per_epoch=per_epoch, device="cpu")
+    trainer = Trainer(DetectorLearner(model, training, "cpu"), training, steps_per_epoch=per_epoch)
     terms = record_terms(model)
     for step in range(case.config["steps"]):
         feats = [case.tensor(f"t{step}_feats_{i}") for i in (0, 1)]

@@ -16,7 +16,7 @@ from tadpipe.training.checkpoint import (
     save_state,
     save_weights,
 )
-from tadpipe.training.loop import Trainer, TrainingConfig
+from tadpipe.training.loop import DetectorLearner, Trainer, TrainingConfig
 from tests.unit.training.toy import toy_loader, toy_model
 
 
@@ -35,7 +35,9 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 def test_state_survives_the_file(tmp_path: Path) -> None:
     loader = toy_loader()
-    trainer = Trainer(toy_model(), TrainingConfig(), steps_per_epoch=3, device="cpu")
+    trainer = Trainer(
+        DetectorLearner(toy_model(), TrainingConfig(), "cpu"), TrainingConfig(), steps_per_epoch=3
+    )
     trainer.train_step(loader.batch(0))
     save_state(tmp_path / "state.pt", trainer.state(0))
     state = load_state(tmp_path / "state.pt")

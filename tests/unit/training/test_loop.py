@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tadpipe.datasets.loader import Batch
 from tadpipe.errors import CheckpointError, ConfigError, TadpipeError
-from tadpipe.training.loop import Trainer, TrainingConfig, train
+from tadpipe.training.loop import DetectorLearner, Trainer, TrainingConfig, train
 from tadpipe.training.metrics import read_metrics
 from tadpipe.training.optim import learning_rate_at
 from tests.unit.training.toy import toy_loader, toy_model
@@ -19,6 +20,10 @@ from tests.unit.training.toy import toy_loader, toy_model
 SHORT = TrainingConfig(
     learning_rate=0.01, warmup_epochs=1, epochs=4, checkpoint_every=4, tensorboard=False
 )  # 15 steps
+
+
+def toy_learner() -> DetectorLearner:
+    return DetectorLearner(toy_model(), SHORT, "cpu")
 
 
 class StopError(Exception):
@@ -31,18 +36,17 @@ def run(
     *,
     resume: bool = False,
     stop_at: int | None = None,
-) -> Trainer:
+) -> Trainer[Batch]:
     def on_step(step: int, loss: float) -> None:
         assert math.isfinite(loss)
         if step == stop_at:
             raise StopError
 
     return train(
-        toy_model(),
+        DetectorLearner(toy_model(), config, "cpu"),
         toy_loader(),
         config,
         folder,
-        device="cpu",
         resume=resume,
         on_step=on_step,
     )
@@ -92,7 +96,7 @@ def test_a_finished_run_is_not_trained_on(tmp_path: Path) -> None:
 def test_another_seed_is_refused_on_resume(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(CheckpointError, match="seed 0, now 9"):
-        train(toy_model(), toy_loader(seed=9), SHORT, tmp_path, device="cpu", resume=True)
+        train(toy_learner(), toy_loader(seed=9), SHORT, tmp_path, resume=True)
 
 
 def test_the_gradient_norm_is_clipped_but_logged_before() -> None:
@@ -102,7 +106,7 @@ def test_the_gradient_norm_is_clipped_but_logged_before() -> None:
         )
         model = toy_model()
         before = model.head.weight.detach().clone()
-        trainer = Trainer(model, config, steps_per_epoch=3, device="cpu")
+        trainer = Trainer(DetectorLearner(model, config, "cpu"), config, steps_per_epoch=3)
         torch.manual_seed(1)
         norm = trainer.train_step(toy_loader().batch(0))["grad_norm"]
         return norm, model.head.weight.detach() - before
@@ -118,7 +122,7 @@ def test_the_average_is_updated_after_the_optimiser() -> None:
     config = TrainingConfig(learning_rate=0.1, warmup_epochs=0, ema_decay=0.5)
     model = toy_model()
     before = model.head.weight.detach().clone()
-    trainer = Trainer(model, config, steps_per_epoch=3, device="cpu")
+    trainer = Trainer(DetectorLearner(model, config, "cpu"), config, steps_per_epoch=3)
     trainer.train_step(toy_loader().batch(0))
     expected = 0.5 * before + 0.5 * model.head.weight.detach()
     assert torch.allclose(trainer.ema.state["head.weight"], expected)
@@ -128,7 +132,7 @@ def test_the_average_is_updated_after_the_optimiser() -> None:
 def test_reduced_precision_trains_close_to_full_precision(amp: str) -> None:
     def first_loss(mode: str) -> float:
         config = TrainingConfig(warmup_epochs=0, amp=mode)  # type: ignore[arg-type]
-        trainer = Trainer(toy_model(), config, steps_per_epoch=3, device="cpu")
+        trainer = Trainer(DetectorLearner(toy_model(), config, "cpu"), config, steps_per_epoch=3)
         torch.manual_seed(1)
         return trainer.train_step(toy_loader().batch(0))["loss"]
 
@@ -149,7 +153,12 @@ def test_validation_sees_the_averaged_weights_and_is_only_reported(tmp_path: Pat
         learning_rate=0.01, warmup_epochs=1, epochs=3, validate_every=2, tensorboard=False
     )
     trainer = train(
-        model, toy_loader(), config, tmp_path, device="cpu", resume=False, validate=validate
+        DetectorLearner(model, config, "cpu"),
+        toy_loader(),
+        config,
+        tmp_path,
+        resume=False,
+        validate=validate,
     )
     assert [epoch for epoch, _ in seen] == [2, 4]
     assert torch.equal(seen[-1][1], trainer.ema.state["head.weight"])
@@ -182,7 +191,7 @@ def test_ctrl_c_saves_the_step_under_way(tmp_path: Path) -> None:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(toy_model(), toy_loader(), SHORT, tmp_path, device="cpu", resume=False, on_step=press)
+        train(toy_learner(), toy_loader(), SHORT, tmp_path, resume=False, on_step=press)
     assert run(tmp_path, resume=True, stop_at=None).step == 15
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -191,7 +200,7 @@ def test_ctrl_c_saves_the_step_under_way(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
-    trainer = Trainer(toy_model(), SHORT, steps_per_epoch=3, device="cpu")
+    trainer = Trainer(toy_learner(), SHORT, steps_per_epoch=3)
     batch = toy_loader().batch(0)
     with pytest.raises(TadpipeError, match=r"Lower training\.learning_rate"):
         trainer.train_step(batch._replace(feats=batch.feats * math.nan))
