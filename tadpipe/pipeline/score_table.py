@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from tadpipe.evaluation.detection_map import DetectionScore
+from tadpipe.pipeline.text_table import aligned
 from tadpipe.pipeline.video_files import printable
 
 SHOWN = 10  # names of a list before it is cut; the JSON has all of them
@@ -28,9 +29,9 @@ def score_text(
     table.append(_row("mAP", score.map_at.tolist()))
     for j, k in enumerate(score.top_k):
         table.append(_row(f"recall@{k}x", score.recall_at[:, j].tolist()))
-    lines = [", ".join(head), *_aligned(table)]
+    lines = [", ".join(head), *aligned(table)]
     if per_class:
-        lines += ["", *_aligned(_class_rows(score))]
+        lines += ["", *aligned(_class_rows(score))]
     return "\n".join([*lines, *counted_text(score, blocked_because or {})])
 
 
@@ -76,20 +77,6 @@ def _row(name: str, values: Sequence[float]) -> tuple[str, ...]:
     """Values and their mean in percent."""
     mean = sum(values) / len(values)
     return (name, *(f"{100 * value:.2f}" for value in (*values, mean)))
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """The first column flush left, the others flush right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]
 
 
 def _names(names: Collection[str]) -> str:
