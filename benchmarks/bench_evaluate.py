@@ -2,7 +2,9 @@
 
 Two random problems of the size of THUMOS14 and of ActivityNet-1.3. The baseline is the way every
 public evaluator goes, written in a few lines: class by class, prediction by prediction, threshold
-by threshold. Run: python benchmarks/bench_evaluate.py [--json PATH] [--repeats N]
+by threshold. The diagnosis is measured against DETAD's analyses done the same way
+(diagnosis_loop.py), with equal figures.
+Run: python benchmarks/bench_evaluate.py [--json PATH] [--repeats N]
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diagnosis_loop import diagnosis_loop
 
 from tadpipe.annotations import (
     Action,
@@ -31,6 +34,7 @@ from tadpipe.annotations import (
 )
 from tadpipe.config import write_atomically
 from tadpipe.evaluation.detection_map import score_detections
+from tadpipe.evaluation.diagnosis import Diagnosis, diagnose
 from tadpipe.evaluation.proposals import average_recall
 from tadpipe.evaluation.tables import DetectionTable, TruthTable
 
@@ -213,6 +217,7 @@ def measure(name: str, repeats: int, folder: Path) -> list[dict[str, Any]]:
     rows.append(("mAP, from JSON files, checked", times))
     _, times = cpu_seconds(lambda: average_recall(truth, found, tious), repeats)
     rows.append(("AR@100, from column tables", times))
+    rows += measure_diagnosis(videos, detections, tious, repeats)
     return [
         {
             "problem": name,
@@ -224,15 +229,51 @@ def measure(name: str, repeats: int, folder: Path) -> list[dict[str, Any]]:
             "repeats": len(times),
             "cpu_sec_median": statistics.median(times),
             "cpu_sec_min": min(times),
-            # No loop of AR@AN is measured here, so it has no ratio.
-            "baseline_ratio": None
-            if what.startswith("AR")
-            else min(file_times if "files" in what else baseline_times) / min(times),
+            "baseline_ratio": ratio(what, rows),
             "average_map": score.average_map,
             "max_ap_difference": difference,
         }
         for what, times in rows
     ]
+
+
+def measure_diagnosis(
+    videos: dict[str, Video], detections: Detections, tious: tuple[float, ...], repeats: int
+) -> list[tuple[str, list[float]]]:
+    """Rows of the diagnosis; its figures are those of the loop."""
+    durations = {name: video.duration_sec or np.nan for name, video in videos.items()}
+
+    def vectorised() -> Diagnosis:
+        return diagnose(
+            TruthTable.from_videos(videos),
+            DetectionTable.from_detections(detections),
+            tious,
+            durations=durations,
+        )
+
+    ours, times = cpu_seconds(vectorised, repeats)
+    edges = {item.name: item.bins.edges for item in ours.characteristics}
+    loop, loop_times = cpu_seconds(lambda: diagnosis_loop(videos, detections, tious, edges), 1)
+    assert (loop.counts == ours.false_positives.counts).all()
+    pairs = [(loop.gain, ours.false_positives.gain), (loop.average_map_n, ours.average_map_n)]
+    pairs += [(loop.unmatched, ours.false_negatives.unmatched.mean())]
+    pairs += [(loop.sensitivity[s.characteristic], s.average_map_n) for s in ours.sensitivity]
+    for theirs, mine in pairs:
+        assert np.allclose(theirs, mine, rtol=0, atol=1e-12), f"{theirs} {mine}"
+    return [
+        ("baseline: DETAD's analyses as per-class loop, from objects", loop_times),
+        ("diagnosis, from objects (DETAD, curves, calibration, confusion, recall)", times),
+    ]
+
+
+def ratio(what: str, rows: list[tuple[str, list[float]]]) -> float | None:
+    """How many times faster than the baseline with the same input and task."""
+    kind = "diagnosis" if "DETAD" in what else "files" if "files" in what else "objects"
+    if what.startswith("AR"):
+        return None  # no loop of AR@AN is measured here
+    names = {"diagnosis": "DETAD's", "files": "files", "objects": "per-class loop, from objects"}
+    baseline = next(t for n, t in rows if n.startswith("baseline") and names[kind] in n)
+    return min(baseline) / min(dict(rows)[what])
 
 
 def machine() -> dict[str, str]:
