@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from tadpipe.backbones.checkpoints import file_sha256
 from tadpipe.backbones.loading import load_backbone, require_compiler, save_backbone
-from tadpipe.backbones.videomae import videomae_s, videomae_tiny
+from tadpipe.backbones.tia import AdapterConfig, adapter_parameters, add_adapters
+from tadpipe.backbones.videomae import VideoMAE, videomae_s, videomae_tiny
 from tadpipe.config import PixelRecipe
 from tadpipe.errors import CheckpointError, ConfigError
 
@@ -177,3 +179,95 @@ def test_compiled_backbone_gives_the_same_features() -> None:
         assert torch.allclose(compiled(clips()), plain(clips()), rtol=1e-4, atol=1e-5)
         maps = compiled.feature_map(clips())
         assert torch.allclose(maps, plain.feature_map(clips()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["tia", "ladder", "plain", "longlora"])
+def test_own_file_carries_adapters_and_their_settings(tmp_path: Path, kind: Any) -> None:
+    config = AdapterConfig(kind=kind, kernel=5, dilation=2, residual=False, checkpoint=True)
+    model = tuned(config)
+    path = tmp_path / "tuned.safetensors"
+    save_backbone(path, model)
+    loaded = load_backbone(TINY, path)
+    assert isinstance(loaded, VideoMAE)
+    assert loaded.adapters == config
+    with torch.inference_mode():
+        assert torch.equal(loaded.feature_map(clips(), 2), model.feature_map(clips(), 2))
+
+
+def tuned(config: AdapterConfig) -> VideoMAE:
+    """A tiny backbone whose adapters do something."""
+    torch.manual_seed(4)
+    model = videomae_tiny().eval()
+    add_adapters(model, config)
+    with torch.no_grad():
+        for parameter in adapter_parameters(model).values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def test_adapters_have_an_identity_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.safetensors"
+    found = []
+    for config in (
+        AdapterConfig(),
+        AdapterConfig(checkpoint=True),  # the same numbers
+        AdapterConfig(residual=False),
+    ):
+        save_backbone(path, tuned(config))
+        found.append(load_backbone(TINY, path).adapter_sha256)
+        assert load_backbone(TINY, path, dtype="bf16").adapter_sha256 == found[-1]
+    assert found[0] == found[1] != found[2]
+    save_backbone(path, videomae_tiny())
+    assert load_backbone(TINY, path).adapter_sha256 == ""
+    assert len(found[0]) == 64
+
+
+def release_state(model: VideoMAE) -> dict[str, Tensor]:
+    """A whole detector's state as AdaTAD's release names it; a ladder has no fc_norm there."""
+    state: dict[str, Tensor] = {"module.rpn_head.cls_head.weight": torch.zeros(3)}
+    for key, value in model.state_dict().items():
+        if model.ladders is None or not key.startswith("fc_norm."):
+            name = key.replace("patch_embed.proj.", "patch_embed.projection.")
+            name = name.replace("mlp.fc1.", "mlp.layers.0.0.").replace("mlp.fc2.", "mlp.layers.1.")
+            state[f"module.backbone.model.backbone.{name}"] = value
+    state["module.backbone.model.backbone.pos_embed"] = model.pos_table
+    return state
+
+
+@pytest.mark.parametrize("kind", ["tia", "ladder", "plain"])
+def test_released_adapters_load_averaged_weights_first(tmp_path: Path, kind: Any) -> None:
+    model = tuned(AdapterConfig(kind=kind))
+    averaged = release_state(model)
+    raw = {name: torch.zeros_like(value) for name, value in averaged.items()}
+    path = tmp_path / "epoch_59.pth"
+    torch.save({"epoch": 59, "state_dict": raw, "state_dict_ema": averaged}, path)
+    loaded = load_backbone(TINY, path)
+    assert isinstance(loaded, VideoMAE)
+    assert loaded.adapters.kind == kind
+    with torch.inference_mode():
+        assert torch.equal(loaded.feature_map(clips(), 2), model.feature_map(clips(), 2))
+
+
+def test_ladder_without_a_final_norm_pools_the_bare_tokens(tmp_path: Path) -> None:
+    model = tuned(AdapterConfig(kind="ladder"))
+    path = tmp_path / "ladder.pth"
+    torch.save({"state_dict": release_state(model)}, path)
+    loaded = load_backbone(TINY, path)
+    with torch.inference_mode():
+        assert torch.equal(loaded(clips()), model.tokens(clips()).mean(dim=1))
+    own = tmp_path / "own.safetensors"
+    save_backbone(own, loaded)
+    with torch.inference_mode():
+        assert torch.equal(load_backbone(TINY, own)(clips()), loaded(clips()))
+
+
+def test_missing_adapter_weights_are_named(tmp_path: Path) -> None:
+    state = release_state(tuned(AdapterConfig()))
+    del state["module.backbone.model.backbone.blocks.1.adapter.conv.bias"]
+    state["module.backbone.model.backbone.blocks.1.adapter.scale"] = torch.ones(1)
+    path = tmp_path / "cut.pth"
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(CheckpointError) as caught:
+        load_backbone(TINY, path)
+    assert "missing (1): blocks.1.adapter.conv.bias" in str(caught.value)
+    assert "unexpected (1): blocks.1.adapter.scale" in str(caught.value)
