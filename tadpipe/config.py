@@ -31,16 +31,22 @@ class PixelRecipe:
     """How decoded frames become the pixels a backbone sees."""
 
     size: int = 224  # side of the square picture, pixels
-    resize: Literal["squash", "short-side"] = (
-        "squash"  # straight to size x size, or keep the aspect
-    )
-    resize_short_side: int = 0  # for "short-side": length before the centre crop; 0 = size
+    # straight to size x size; keep the aspect; keep it and never shrink; straight to resize_to
+    resize: Literal["squash", "short-side", "enlarge", "fixed"] = "squash"
+    resize_short_side: int = 0  # length that keeps the aspect, before the centre crop; 0 = size
+    resize_to: tuple[int, ...] = ()  # for "fixed": height and width before the centre crop
     interpolation: Literal["float-bilinear", "uint8-bilinear", "antialias-bilinear"] = (
         "float-bilinear"
     )
     mean: tuple[float, ...] = ()  # per channel, on the 0..1 scale; () = no normalisation
     std: tuple[float, ...] = ()
-    colour: Literal["rgb", "bgr"] = "rgb"
+    # three colours, or optical flow in two channels: computed from the frames or read from files
+    colour: Literal["rgb", "bgr", "flow-tvl1", "flow-files"] = "rgb"
+
+    @property
+    def channels(self) -> int:
+        """Channels of a picture: 3, or 2 of optical flow (right, down)."""
+        return 2 if self.colour.startswith("flow") else 3
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -51,6 +57,21 @@ class PixelRecipe:
             raise ConfigError(
                 "The crop is larger than the resized picture.",
                 f"size = {self.size}, resize_short_side = {self.resize_short_side}",
+            )
+        if self.mean and len(self.mean) != self.channels:
+            raise ConfigError(
+                "mean and std need one value per channel.",
+                f"{len(self.mean)} values, colour = {self.colour}: {self.channels} channels",
+            )
+        if (self.resize == "fixed") != bool(self.resize_to):
+            raise ConfigError(
+                "resize_to belongs to the resize 'fixed', which needs it.",
+                f"resize = {self.resize}, resize_to = {self.resize_to}",
+            )
+        if self.resize_to and (len(self.resize_to) != 2 or min(self.resize_to) < self.size):
+            raise ConfigError(
+                "resize_to is a height and a width, neither below the size of the crop.",
+                f"resize_to = {self.resize_to}, size = {self.size}",
             )
 
 

@@ -7,4 +7,8 @@ BACKBONES = {
     "videomae-l": "tadpipe.backbones.videomae:videomae_l",
     "videomae-h": "tadpipe.backbones.videomae:videomae_h",
     "videomae-g": "tadpipe.backbones.videomae:videomae_g",
+    "i3d-rgb": "tadpipe.backbones.i3d:i3d_rgb",
+    "i3d-flow": "tadpipe.backbones.i3d:i3d_flow",
+    "r2plus1d-34": "tadpipe.backbones.r2plus1d:r2plus1d_34",
+    "tsm-r50": "tadpipe.backbones.tsm:tsm_r50",
 }

