@@ -1,9 +1,11 @@
 """From stored features and annotations to the windows a detector trains on and is run on.
 
 Order: WindowConfig -> clean_actions -> choose_window, truncate (random window or crop) ->
-on_grid -> TrainingWindows -> stack_padded, the one place where padding happens.
+on_grid -> fitted_grid, fitted_features -> TrainingWindows -> stack_padded, the one place where
+padding happens.
 Shapes: B batch, C channels, T grid length, L window length, G ground-truth actions. Positions are
-in grid steps. Rules: ActionFormer (Zhang et al., ECCV 2022) and TriDet (Shi et al., CVPR 2023).
+in grid steps. Rules: ActionFormer (Zhang et al., ECCV 2022), TriDet (Shi et al., CVPR 2023),
+DyFADet (Yang et al., ECCV 2024; thinning), ETAD (Liu et al., 2022; sliding, RoI align).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor
 from tadpipe.annotations import Action, Video
 from tadpipe.datasets.sources import FeatureSequence, FeatureSource
 from tadpipe.errors import ConfigError
-from tadpipe.resample import resize_linear
+from tadpipe.resample import resize_by_roi_align, resize_linear
 from tadpipe.timeline import SnippetGrid
 
 MAX_TRIALS = 200  # draws of a window before one without any action is accepted
@@ -31,15 +33,22 @@ Draw = Callable[[int, int], int]  # (low, high) -> whole number, both ends inclu
 class WindowConfig:
     """How a video becomes a training window; the `[windows]` table of a preset."""
 
-    fit: Literal["pad", "resize"] = "pad"  # resize: every video to the window's length
+    # pad: videos stay as they are; resize and roi-align: every video to the window's length;
+    # thin: every n-th row of a video that is longer than a window
+    fit: Literal["pad", "resize", "roi-align", "thin"] = "pad"
+    resized_span: Literal["features", "video"] = "features"  # the time that resized rows divide
+    placement: Literal["random", "sliding"] = "random"  # sliding: a training item per window
     crop_ratio: tuple[float, ...] = (0.9, 1.0)  # share kept of a short video; () = no crop
     keep_ratio: float = 0.5  # share of an action that must lie in the window
     margin: Literal["half-clip", "none"] = "half-clip"  # how far actions may reach over its ends
     outside: Literal["keep", "clip", "clip-and-test"] = "keep"  # actions past the last feature
     duplicate_sec: float = 1e-3  # same label and both ends this close: one action; 0 = keep all
     min_action_sec: float = 1e-3  # shorter actions are dropped
+    # A training video needs an action longer than this share of it; 0 = any video will do.
+    min_action_share: float = 0.0
+    keep_short_actions: bool = True  # actions up to that share, in a video that has longer ones
     class_agnostic: bool = False  # all labels become one; names come from video-level scores
-    overlap: float = 0.5  # inference beyond the detector's reach: share of a window seen twice
+    overlap: float = 0.5  # share of a window seen twice: sliding, and inference on long videos
 
     def __post_init__(self) -> None:
         if self.crop_ratio:
@@ -54,6 +63,16 @@ class WindowConfig:
             raise ConfigError(
                 "keep_ratio lies in [0, 1] and overlap in [0, 1).",
                 f"keep_ratio = {self.keep_ratio}, overlap = {self.overlap}",
+            )
+        if not 0 <= self.min_action_share < 1:
+            raise ConfigError(
+                "min_action_share lies in [0, 1).", f"min_action_share = {self.min_action_share}"
+            )
+        if self.placement == "sliding" and self.crop_ratio:
+            raise ConfigError(
+                "Sliding windows are not cropped.",
+                f"crop_ratio = {list(self.crop_ratio)}",
+                "Set windows.crop_ratio=[], or windows.placement=random.",
             )
         if self.duplicate_sec < 0 or self.min_action_sec < 0:
             raise ConfigError(
@@ -123,16 +142,32 @@ def choose_window(
         length = draw(shortest, max(min(round(high * total), total), shortest))
         if length == total:
             return Window(0, total, segments, labels)
-    start, kept, clipped = 0, torch.zeros(0, dtype=torch.bool), segments
+    window = Window(0, length, segments[:0], labels[:0])
     for _ in range(MAX_TRIALS):
         start = draw(0, total - length)
-        left = segments[:, 0].clamp(min=start - offset_grid)
-        right = segments[:, 1].clamp(max=start + length + offset_grid)
-        inside = (right - left).clamp(min=0)
-        kept = inside / (segments[:, 1] - segments[:, 0]).abs() >= keep_ratio
-        clipped = torch.stack((left, right), dim=1) - start
-        if bool(kept.any()) or len(segments) == 0:
+        window = cut_window(
+            start, length, segments, labels, keep_ratio=keep_ratio, offset_grid=offset_grid
+        )
+        if len(window.segments) or len(segments) == 0:
             break
+    return window
+
+
+def cut_window(
+    start: int,
+    length: int,
+    segments: Tensor,
+    labels: Tensor,
+    *,
+    keep_ratio: float,
+    offset_grid: float,
+) -> Window:
+    """A window with the actions of which it holds at least `keep_ratio`, clipped to it."""
+    left = segments[:, 0].clamp(min=start - offset_grid)
+    right = segments[:, 1].clamp(max=start + length + offset_grid)
+    inside = (right - left).clamp(min=0)
+    kept = inside / (segments[:, 1] - segments[:, 0]).abs() >= keep_ratio
+    clipped = torch.stack((left, right), dim=1) - start
     return Window(start, length, clipped[kept], labels[kept])
 
 
@@ -162,6 +197,11 @@ def truncate(
     return sliced, window.segments, window.labels
 
 
+def margin_grid(grid: SnippetGrid, config: WindowConfig) -> float:
+    """How far actions may reach over the ends of a window, in grid steps."""
+    return grid.offset_grid if config.margin == "half-clip" else 0.0
+
+
 def on_grid(
     actions: Sequence[Action],
     label_ids: Mapping[str, int],
@@ -184,8 +224,7 @@ def on_grid(
     labels = torch.tensor([label_ids[action.label] for action in cleaned], dtype=torch.int64)
     if config.outside == "keep":
         return segments, labels
-    margin = grid.offset_grid if config.margin == "half-clip" else 0.0
-    last = grid.rows + margin
+    last = grid.rows + margin_grid(grid, config)
     starts, ends = segments[:, 0], segments[:, 1]
     kept = starts < last
     if config.outside == "clip-and-test":
@@ -193,15 +232,43 @@ def on_grid(
     return segments.clamp(max=last)[kept], labels[kept]
 
 
-def fitted_grid(grid: SnippetGrid, config: WindowConfig, window_len: int) -> SnippetGrid:
-    """The time axis of a video as the detector sees it."""
-    return grid.resized(window_len) if config.fit == "resize" else grid
+def fitted_grid(
+    grid: SnippetGrid, config: WindowConfig, window_len: int, duration_sec: float | None = None
+) -> SnippetGrid:
+    """The time axis of a video as the detector sees it.
+
+    Args:
+        duration_sec: of the video, for `resized_span` = "video"; without it the features' own
+            span is divided.
+    """
+    if config.fit == "thin":
+        return grid.subsampled(_thinning(grid.rows, window_len))
+    if config.fit == "pad":
+        return grid
+    if config.resized_span == "features" or duration_sec is None:
+        return grid.resized(window_len)
+    fps = grid.stride_frames / grid.dt_sec
+    cell_frames = duration_sec * fps / window_len
+    return SnippetGrid.from_convention(
+        window_len, fps=fps, stride_frames=cell_frames, span_frames=cell_frames
+    )
 
 
 def fitted_features(sequence: FeatureSequence, config: WindowConfig, window_len: int) -> Tensor:
     """All features of a video as the detector sees them, [C, T] float32."""
     feats = sequence.read(0, sequence.grid.rows)
-    return resize_linear(feats, window_len) if config.fit == "resize" else feats
+    if config.fit == "resize":
+        return resize_linear(feats, window_len)
+    if config.fit == "roi-align":
+        return resize_by_roi_align(feats, window_len)
+    if config.fit == "thin":
+        return feats[:, :: _thinning(sequence.grid.rows, window_len)].contiguous()
+    return feats
+
+
+def _thinning(rows: int, window_len: int) -> int:
+    """Every which row is kept so that a video fits into a window."""
+    return 1 if rows <= window_len else rows // window_len + 1
 
 
 def covering_windows(total: int, window: int, overlap: float) -> list[int]:
@@ -226,7 +293,7 @@ class TrainingItem(NamedTuple):
 
 
 class TrainingWindows:
-    """The training videos of a store; item i is a random window of video i."""
+    """What a store has to train on: a random window of each video, or every sliding one."""
 
     def __init__(
         self,
@@ -238,38 +305,84 @@ class TrainingWindows:
     ) -> None:
         """`videos`: name in the source -> its annotations, all of them present in the source."""
         self.source = source
-        self.names = sorted(videos)
         self.config = config
         self.window_len = window_len
         self._label_ids = label_ids
         self._videos = videos
+        self.names = [name for name in sorted(videos) if self._is_trained_on(name)]
+        self._places = self._sliding_places() if config.placement == "sliding" else None
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.names if self._places is None else self._places)
 
     def item(self, index: int, draw: Draw) -> TrainingItem:
-        """A window of video `index`, with the random choices made by `draw`."""
-        name = self.names[index]
+        """Item `index`, with the random choices, if there are any, made by `draw`."""
+        name, start = (self.names[index], 0) if self._places is None else self._places[index]
         sequence = self.source.open(name)
-        grid = fitted_grid(sequence.grid, self.config, self.window_len)
-        segments, labels = on_grid(self._videos[name].actions, self._label_ids, grid, self.config)
-        crop = self.config.crop_ratio
-        window = choose_window(
-            grid.rows,
+        grid, segments, labels = self._targets(name, sequence)
+        if self._places is None:
+            crop = self.config.crop_ratio
+            window = choose_window(
+                grid.rows,
+                segments,
+                labels,
+                max_len=self.window_len,
+                keep_ratio=self.config.keep_ratio,
+                crop_ratio=(crop[0], crop[1]) if crop else None,
+                offset_grid=margin_grid(grid, self.config),
+                draw=draw,
+            )
+        else:
+            window = self._cut(start, grid, segments, labels)
+        stop = window.start + window.length
+        if self.config.fit == "pad":
+            feats = sequence.read(window.start, stop)
+        else:
+            whole = fitted_features(sequence, self.config, self.window_len)
+            feats = whole[:, window.start : stop]
+        return TrainingItem(name, feats, window.segments, window.labels)
+
+    def _targets(self, name: str, sequence: FeatureSequence) -> tuple[SnippetGrid, Tensor, Tensor]:
+        """A video's time axis, and its actions on it."""
+        video = self._videos[name]
+        grid = fitted_grid(sequence.grid, self.config, self.window_len, video.duration_sec)
+        actions = video.actions
+        if not self.config.keep_short_actions:
+            actions = tuple(action for action in actions if self._is_long(action, name))
+        return grid, *on_grid(actions, self._label_ids, grid, self.config)
+
+    def _is_trained_on(self, name: str) -> bool:
+        if not self.config.min_action_share:
+            return True
+        return any(self._is_long(action, name) for action in self._videos[name].actions)
+
+    def _is_long(self, action: Action, name: str) -> bool:
+        """Whether the action takes more than `min_action_share` of its video."""
+        duration_sec = self._videos[name].duration_sec
+        if duration_sec is None:
+            grid = self.source.open(name).grid
+            duration_sec = grid.to_sec(grid.rows - 1 + grid.offset_grid)
+        return action.end_sec - action.start_sec > self.config.min_action_share * duration_sec
+
+    def _sliding_places(self) -> list[tuple[str, int]]:
+        """Video and start of every window that holds an action."""
+        places = []
+        for name in self.names:
+            grid, segments, labels = self._targets(name, self.source.open(name))
+            for start in covering_windows(grid.rows, self.window_len, self.config.overlap):
+                if len(self._cut(start, grid, segments, labels).labels):
+                    places.append((name, start))
+        return places
+
+    def _cut(self, start: int, grid: SnippetGrid, segments: Tensor, labels: Tensor) -> Window:
+        return cut_window(
+            start,
+            min(self.window_len, grid.rows),
             segments,
             labels,
-            max_len=self.window_len,
             keep_ratio=self.config.keep_ratio,
-            crop_ratio=(crop[0], crop[1]) if crop else None,
-            offset_grid=grid.offset_grid if self.config.margin == "half-clip" else 0.0,
-            draw=draw,
+            offset_grid=margin_grid(grid, self.config),
         )
-        start, stop = window.start, window.start + window.length
-        if self.config.fit == "resize":
-            feats = fitted_features(sequence, self.config, self.window_len)[:, start:stop]
-        else:
-            feats = sequence.read(start, stop)
-        return TrainingItem(name, feats, window.segments, window.labels)
 
 
 def stack_padded(sequences: Sequence[Tensor], length_grid: int) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ def detect_on_features(
         duration_sec: detections are clipped to [0, duration]; without it, to the end of the
             last snippet.
     """
-    grid = fitted_grid(sequence.grid, recipe.windows, recipe.window_len)
+    grid = fitted_grid(sequence.grid, recipe.windows, recipe.window_len, duration_sec)
     feats = fitted_features(sequence, recipe.windows, recipe.window_len)  # [C, T]
     kept = batched_nms(candidates(model, feats, recipe.windows.overlap), recipe.nms)
     end_sec = _end_sec(grid) if duration_sec is None else duration_sec

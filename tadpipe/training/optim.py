@@ -22,9 +22,10 @@ from tadpipe.errors import ConfigError
 class OptimConfig:
     """Optimiser and schedule; epochs become steps when the number of batches is known."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: float = 1e-4
-    weight_decay: float = 0.05
+    weight_decay: float = 0.05  # with AdamW apart from the gradient, else part of it
+    decay: Literal["weights", "all"] = "weights"  # all: biases, norms and scales, too (ETAD)
     momentum: float = 0.9  # SGD only
     schedule: Literal["cosine", "multistep"] = "cosine"
     warmup_epochs: int = 5
@@ -67,11 +68,12 @@ def decay_names(model: nn.Module) -> tuple[set[str], set[str]]:
     return decay, rest
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Two groups, with and without decay, of the parameters that train; sorted by name."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     decay, rest = decay_names(model)
-    groups = ((decay, weight_decay), (rest, 0.0))
+    without = config.weight_decay if config.decay == "all" else 0.0
+    groups = ((decay, config.weight_decay), (rest, without))
     return [
         {"params": [parameters[n] for n in sorted(names & parameters.keys())], "weight_decay": rate}
         for names, rate in groups
@@ -81,15 +83,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def make_optimizer(
     model: nn.Module, config: OptimConfig, more: Sequence[dict[str, Any]] = ()
 ) -> torch.optim.Optimizer:
-    """AdamW with torch's betas and eps, or SGD with momentum.
+    """AdamW or Adam with torch's betas and eps, or SGD with momentum.
 
     Args:
         more: further groups; their `rate_share` is their learning rate over the model's.
     """
-    groups = [*parameter_groups(model, config.weight_decay), *more]
+    groups = [*parameter_groups(model, config), *more]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=config.learning_rate)
 
 
 def learning_rate_at(step: int, steps_per_epoch: int, config: OptimConfig) -> float:

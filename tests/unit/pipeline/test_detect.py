@@ -154,6 +154,19 @@ def test_resized_features_come_back_on_their_own_time_axis() -> None:
     assert found.end_sec == pytest.approx(11.5 * cell, abs=1e-4)
 
 
+def test_resized_rows_that_divide_the_video_come_back_by_its_duration() -> None:
+    rules = recipe(fit="resize", resized_span="video")
+    (found,) = detect_on_features(Oracle(), video(32, (8, 23)), rules, duration_sec=8.0)
+    # 16 cells of half a second, the middle of the first one at a quarter.
+    assert (found.start_sec, found.end_sec) == pytest.approx((5 * 0.5 - 0.25, 11 * 0.5 + 0.25))
+
+
+def test_thinned_features_come_back_on_the_videos_time_axis() -> None:
+    (found,) = detect_on_features(Oracle(), video(40, (9, 30)), recipe(fit="thin"))
+    # Every third row is seen: 9, 12, ... 30.
+    assert (found.start_sec, found.end_sec) == pytest.approx((sec(9), sec(30)))
+
+
 def test_a_silent_video_has_no_detections() -> None:
     assert detect_on_features(Oracle(), video(40), recipe()) == []
 

@@ -91,6 +91,32 @@ def test_optimizer_and_momentum_are_those_asked_for() -> None:
     assert isinstance(sgd, torch.optim.SGD)
     assert sgd.param_groups[0]["momentum"] == 0.7
     assert isinstance(make_optimizer(Mixed(), OptimConfig()), torch.optim.AdamW)
+    adam = make_optimizer(Mixed(), OptimConfig(optimizer="adam", learning_rate=0.3))
+    assert type(adam) is torch.optim.Adam
+    assert adam.param_groups[0]["lr"] == 0.3
+
+
+def test_decay_of_all_leaves_nothing_out() -> None:
+    optimizer = make_optimizer(Mixed(), OptimConfig(weight_decay=0.3, decay="all"))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.3]
+
+
+def test_decay_is_part_of_adams_gradient_and_apart_from_adamws() -> None:
+    moved = {}
+    for name in ("adam", "adamw"):
+        layer = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(layer.weight, 2.0)
+        config = OptimConfig(
+            optimizer=name,
+            learning_rate=0.1,
+            weight_decay=0.25,
+        )
+        optimizer = make_optimizer(layer, config)
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        optimizer.step()
+        moved[name] = 2.0 - layer.weight.item()
+    # Adam: the decay is the whole gradient, of which the first step takes the sign.
+    assert moved == pytest.approx({"adam": 0.1, "adamw": 0.1 * 0.25 * 2.0}, abs=1e-6)
 
 
 def test_the_rate_reaches_every_group() -> None:
