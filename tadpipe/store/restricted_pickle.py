@@ -72,6 +72,11 @@ def _frombuffer(raw: object, dtype: object, shape: object, order: object) -> Arr
     return _view(raw, dtype, shape, order)
 
 
+def _scalar(dtype: object, raw: object) -> Any:
+    """A single number that was kept as numpy's own kind of number."""
+    return _view(raw, dtype, (), "C").item()
+
+
 def _encode(text: object, encoding: object) -> bytes:
     """`_codecs.encode`, which old protocols write bytes with, always as Latin-1."""
     if not isinstance(text, str) or encoding != "latin1":
@@ -87,6 +92,7 @@ _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
 }
 for _package in ("numpy.core", "numpy._core"):
     _KNOWN[f"{_package}.multiarray", "_reconstruct"] = _reconstruct
+    _KNOWN[f"{_package}.multiarray", "scalar"] = _scalar
     _KNOWN[f"{_package}.numeric", "_frombuffer"] = _frombuffer
 
 

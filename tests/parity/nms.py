@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tadpipe.annotations import Detection
-from tadpipe.class_scores import fuse_class_scores
+from tadpipe.class_scores import ClassFusionConfig, fuse_class_scores
 from tadpipe.detectors.parts.nms import NmsConfig, batched_nms, hard_nms, soft_nms
 from tadpipe.detectors.protocol import GridDetections
 from tests.parity.case import Case
@@ -67,6 +67,7 @@ def run_wrapper(case: Case) -> None:
 def run_fusion(case: Case) -> None:
     """Predictions of several videos, each with the scores of a video classifier."""
     params = case.config["params"]
+    config = ClassFusionConfig(top_k=params["topk"], max_segments=params["num_pred"])
     rows = zip(*(case.read(f"in_{c}") for c in ("video", "start", "end", "score")), strict=True)
     videos: dict[str, list[Detection]] = {}
     for video, start, end, score in rows:
@@ -78,8 +79,7 @@ def run_fusion(case: Case) -> None:
         for detection in fuse_class_scores(
             detections,
             {str(label): float(score) for label, score in enumerate(vector)},
-            num_pred=params["num_pred"],
-            topk=params["topk"],
+            config,
         )
     ]
     video, start, end, label, score = (np.array(column) for column in zip(*fused, strict=True))
