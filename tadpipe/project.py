@@ -21,6 +21,7 @@ class Project:
 
     dataset: str | None = None  # a name of `tadpipe list datasets`
     annotations: Path | None = None  # ActivityNet-style JSON
+    class_scores: Path | None = None  # of a video classifier, for class-agnostic detectors
     videos: Path | None = None  # folder of videos
     store: Path = Path("store/features.zarr")
     runs: Path = Path("runs")  # folder that training runs are written to
@@ -52,6 +53,7 @@ class Project:
             store=anchor / project.store,
             runs=anchor / project.runs,
             annotations=None if project.annotations is None else anchor / project.annotations,
+            class_scores=None if project.class_scores is None else anchor / project.class_scores,
             videos=None if project.videos is None else anchor / project.videos,
         )
 
@@ -74,6 +76,7 @@ def project_text(values: dict[str, str | int | None]) -> str:
     notes = {
         "dataset": "a name of `tadpipe list datasets`; leave out for your own videos",
         "annotations": "ActivityNet-style JSON; needed for training and evaluation",
+        "class_scores": "video-level class scores, for class-agnostic detectors",
         "videos": "folder of videos",
         "store": "features are kept here (.zarr or .h5)",
         "runs": "training runs are written here",

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from tadpipe.cli.options import (
+    class_scores_file,
+    class_scores_option,
     device_option,
     dry_run_option,
     emit,
     first,
     seed_option,
     shared_options,
+    skip_unscored_option,
     terminal_progress,
 )
 
@@ -56,6 +59,8 @@ if TYPE_CHECKING:
 @click.option("--annotations", type=click.Path(path_type=Path), default=None, help="[the store's]")
 @click.option("--subset", default=None, help="Subset to train on.  [default: by its usual names]")
 @click.option("--test-subset", default=None, help="Subset that all of them are scored on.")
+@class_scores_option("default: the project's")
+@skip_unscored_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -94,6 +99,8 @@ def compare(
     annotations: Path | None,
     subset: str | None,
     test_subset: str | None,
+    class_scores: Path | None,
+    skip_unscored: bool,
     out: Path,
     resamples: int,
     workers: int,
@@ -127,6 +134,8 @@ def compare(
         test_subset=test_subset,
         backbone=backbone,
         stride=stride,
+        class_scores=class_scores_file(class_scores, project.class_scores),
+        skip_unscored=skip_unscored,
         device=first(device, project.device) or "auto",
         resamples=resamples,
         workers=workers,

@@ -7,11 +7,15 @@ from pathlib import Path
 import click
 
 from tadpipe.cli.options import (
+    class_scores_file,
+    class_scores_option,
     device_option,
     dry_run_option,
     emit,
     first,
+    rule_option,
     shared_options,
+    skip_unscored_option,
     terminal_progress,
 )
 
@@ -35,6 +39,9 @@ from tadpipe.cli.options import (
 @click.option(
     "--store", type=click.Path(path_type=Path), default=None, help="Feature cache that is reused."
 )
+@class_scores_option("default: the project's")
+@skip_unscored_option
+@rule_option
 @device_option
 @dry_run_option
 @shared_options
@@ -48,6 +55,9 @@ def detect(
     top_k: int | None,
     weights: str | None,
     store: Path | None,
+    class_scores: Path | None,
+    skip_unscored: bool,
+    sets: tuple[str, ...],
     device: str | None,
     dry_run: bool,
     as_json: bool,
@@ -70,6 +80,9 @@ def detect(
         top_k=top_k,
         weights=first(weights, project.weights),
         store=store or project.store,
+        class_scores=class_scores_file(class_scores, project.class_scores),
+        skip_unscored=skip_unscored,
+        sets=sets,
         device=first(device, project.device) or "auto",
         dry_run=dry_run,
         progress=terminal_progress(as_json),

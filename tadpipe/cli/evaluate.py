@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from tadpipe.cli.options import emit, first, shared_options
+from tadpipe.cli.options import (
+    class_scores_file,
+    class_scores_option,
+    emit,
+    first,
+    rule_option,
+    shared_options,
+    skip_unscored_option,
+    text_width,
+)
 
 PROTOCOLS = ("opentad", "activitynet", "actionformer", "epic")
 
@@ -58,8 +67,25 @@ PROTOCOLS = ("opentad", "activitynet", "actionformer", "epic")
 @click.option(
     "--skip-defects", is_flag=True, help="Leave out annotation entries with errors, do not stop."
 )
+@class_scores_option("default: none")
+@skip_unscored_option
+@rule_option
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Write the result, JSON."
+    "--errors",
+    is_flag=True,
+    help="Also say what is wrong: kinds of errors and their cost, misses, calibration.",
+)
+@click.option(
+    "--bins",
+    default=None,
+    help="Of length, coverage, instances, with --errors: activitynet, thumos14, quantiles or a "
+    "JSON file.  [default: the data set's, else quantiles]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Write the result, JSON; in a folder as eval.json and errors.json.",
 )
 @shared_options
 def evaluate(
@@ -74,6 +100,11 @@ def evaluate(
     max_an: int | None,
     per_class: bool,
     skip_defects: bool,
+    class_scores: Path | None,
+    skip_unscored: bool,
+    sets: tuple[str, ...],
+    errors: bool,
+    bins: str | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -84,7 +115,7 @@ def evaluate(
     Example: tadpipe evaluate detections.json --annotations thumos14.json --dataset thumos14
     """
     from tadpipe.pipeline.evaluate import evaluate as run
-    from tadpipe.pipeline.evaluate import run_settings
+    from tadpipe.pipeline.run_settings import run_settings
     from tadpipe.project import Project
 
     if annotations is None and run_settings(detections).annotations is None:
@@ -101,6 +132,11 @@ def evaluate(
         top_k=top_k,
         max_an=max_an,
         skip_defects=skip_defects,
+        class_scores=class_scores_file(class_scores, None),
+        skip_unscored=skip_unscored,
+        sets=sets,
+        errors=errors,
+        bins=bins,
         out=out,
     )
-    emit(as_json, result.to_mapping(), result.text(per_class))
+    emit(as_json, result.to_mapping(), result.text(per_class, text_width()))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -43,6 +45,34 @@ device_option = click.option(
     "--device", default=None, help="cpu, cuda, cuda:1 or auto.  [default: auto]"
 )
 
+skip_unscored_option = click.option(
+    "--skip-unscored",
+    is_flag=True,
+    help="Videos without class scores get no detections; without it they are an error.",
+)
+rule_option = click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change how class scores are fused, as class_scores.rule=product.  [the model's rule]",
+)
+
+
+def class_scores_option(default: str) -> Callable[[F], F]:
+    """--class-scores; `default` says where it is taken from when left out."""
+    return click.option(
+        "--class-scores",
+        type=click.Path(path_type=Path),
+        default=None,
+        help=f"File of video-level class scores, which name what is found; none.  [{default}]",
+    )
+
+
+def class_scores_file(given: Path | None, project: Path | None) -> Path | None:
+    """The file asked for, else the project's; "none" turns that one off."""
+    return None if given == Path("none") else first(given, project)
+
 
 def first(*values: T | None) -> T | None:
     """The first value that is given: command line, project file, default."""
@@ -65,6 +95,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def text_width() -> int:
+    """Columns of the terminal; 120 where the output goes to a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
 
 
 class TqdmProgress:

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from tadpipe.cli.options import (
+    class_scores_file,
+    class_scores_option,
     device_option,
     dry_run_option,
     emit,
     first,
     seed_option,
     shared_options,
+    skip_unscored_option,
     terminal_progress,
 )
 
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 @click.option("--subset", default=None, help="Subset to train on.  [default: by its usual names]")
 @click.option("--test-subset", default=None, help="Subset scored once, after the last epoch.")
 @click.option("--val-subset", default=None, help="Subset reported during training.")
+@class_scores_option("default: the project's")
+@skip_unscored_option
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Run folder.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
 @device_option
@@ -67,6 +72,8 @@ def train_detector(
     subset: str | None,
     test_subset: str | None,
     val_subset: str | None,
+    class_scores: Path | None,
+    skip_unscored: bool,
     out: Path | None,
     resume: bool,
     device: str | None,
@@ -103,6 +110,8 @@ def train_detector(
         val_subset=val_subset,
         backbone=backbone,
         stride=stride,
+        class_scores=class_scores_file(class_scores, project.class_scores),
+        skip_unscored=skip_unscored,
         device=first(device, project.device) or "auto",
         seed=seed,
         dry_run=dry_run,

@@ -44,7 +44,7 @@ from tadpipe.pipeline.feature_tables import open_tables
 from tadpipe.pipeline.presets import DEFAULT, load_preset
 from tadpipe.pipeline.progress import SILENT, Progress
 from tadpipe.pipeline.run_folder import CONFIG_FILE, check_run_folder, write_json
-from tadpipe.pipeline.train_plan import TrainPlan, make_plan
+from tadpipe.pipeline.train_plan import TrainPlan, make_plan, with_class_scores
 from tadpipe.registry import resolve
 
 COMPARISON_FILE = "compare.json"
@@ -70,6 +70,8 @@ def compare(
     test_subset: str | None = None,
     backbone: str | None = None,
     stride: int | None = None,
+    class_scores: str | Path | None = None,
+    skip_unscored: bool = False,
     device: str = "auto",
     resamples: int = 1000,
     workers: int = 1,
@@ -88,6 +90,9 @@ def compare(
         presets: names or TOML files, each for the detector it is of; the other detectors use
             <detector>/`preset_name`.
         sets: changes of every preset.
+        class_scores: file of video-level class scores, for the detectors whose NMS is over all
+            classes together; the others keep their own labels. Runs do not depend on it: their
+            detections are labelled when they are scored.
         resamples: of the videos, in the paired bootstrap.
         workers: runs at the same time; they share torch's threads between them, and what they
             take in wall time and memory is that of a shared machine.
@@ -119,6 +124,7 @@ def compare(
         )
         for detector, name in choose_presets(detectors, presets, preset_name).items()
     }
+    plans = with_class_scores(plans, class_scores, skip_unscored)
     comparison = _describe(plans, out, seeds, resamples)
     if dry_run:
         return comparison
@@ -192,6 +198,8 @@ def recipe_differences(plans: Mapping[str, TrainPlan]) -> dict[str, dict[str, An
             "nms": to_mapping(plan.preset.nms),
             "training": to_mapping(plan.preset.training),
         }
+        if plan.scores is not None:
+            tables["class_scores"] = to_mapping(plan.preset.class_scores)
         for table, values in tables.items():
             for key, value in values.items():
                 settings.setdefault(f"{table}.{key}", {})[detector] = value
@@ -229,7 +237,7 @@ def _describe(plans: Mapping[str, TrainPlan], out: Path, seeds: int, resamples: 
     durations = first.durations_sec(videos).values()
     return Comparison(
         planned=tuple(
-            _planned(replace(plan, seed=first.seed + number), out)
+            _planned(replace(plan, seed=first.seed + number, scores=None), out)
             for number in range(seeds)
             for plan in plans.values()
         ),
@@ -315,7 +323,7 @@ def _score_detector(comparison: Comparison, plan: TrainPlan) -> _Scored:
     for planned in comparison.planned:
         if planned.detector != plan.preset.detector:
             continue
-        found = _detections(planned.run, plan)
+        found = plan.labelled(_detections(planned.run, plan))
         score = evaluate(
             found,
             annotations=truth,
@@ -335,8 +343,10 @@ def _score_detector(comparison: Comparison, plan: TrainPlan) -> _Scored:
         detector=plan.preset.detector,
         preset=plan.preset_name,
         labels=len(scores[0].labels),
-        class_agnostic=plan.preset.windows.class_agnostic,
+        class_agnostic=plan.has_one_label,
         seeds=tuple(results),
+        class_scores=plan.stated_scores(),
+        unscored=() if plan.scores is None else plan.scores.missing(found),
     )
     mean: Floats = sum(resampled[1:], start=resampled[0]) / len(resampled)
     return _Scored(result, scores[0], mean)

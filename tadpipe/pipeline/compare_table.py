@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 from tadpipe.config import to_mapping
 from tadpipe.evaluation.bootstrap import Interval
+from tadpipe.pipeline.class_fusion import source_text
 from tadpipe.pipeline.compare_run import RunCost
 from tadpipe.pipeline.recipe import ANY_LABEL
 from tadpipe.pipeline.score_table import count_text
 from tadpipe.pipeline.subsets import Subsets
+from tadpipe.pipeline.text_table import aligned
 
 MIB = 2**20
 State = Literal["finished", "unfinished", "new"]
@@ -53,8 +55,10 @@ class DetectorResult:
     detector: str
     preset: str
     labels: int  # scored; 1 for a class-agnostic detector
-    class_agnostic: bool
+    class_agnostic: bool  # all actions under one label, without class scores
     seeds: tuple[SeedResult, ...]
+    class_scores: Mapping[str, Any] | None = None  # where the labels come from, if from a file
+    unscored: tuple[str, ...] = ()  # videos without class scores, whose detections were dropped
 
     def spread(self, values: Sequence[float]) -> tuple[float, float | None]:
         """Mean and sample standard deviation over the seeds; None for a single seed."""
@@ -88,6 +92,8 @@ class DetectorResult:
             "preset": self.preset,
             "labels": self.labels,
             "class_agnostic": self.class_agnostic,
+            "class_scores": self.class_scores,
+            "unscored": list(self.unscored),
             "average_map": _named(self.average_map),
             "map": [_named(value) for value in self.map_at],
             "parameters": cost.parameters,
@@ -203,15 +209,25 @@ class Comparison:
     def _kind_lines(self, results: Sequence[DetectorResult]) -> list[str]:
         if results[0].class_agnostic:
             note = "" if len(results) == len(self.detectors) else "; not comparable with the others"
-            return [f"class-agnostic, all actions scored under the one label '{ANY_LABEL}'{note}"]
-        return [f"scored by class, {count_text(results[0].labels, 'class', 'classes')}"]
+            return [
+                "class-agnostic, no class scores given: all actions scored under the one label "
+                f"'{ANY_LABEL}'{note}"
+            ]
+        return [
+            f"scored by class, {count_text(results[0].labels, 'class', 'classes')}",
+            *(
+                f"{result.detector}: {source_text(result.class_scores, result.unscored)}"
+                for result in results
+                if result.class_scores is not None
+            ),
+        ]
 
     def _score_rows(self, results: Sequence[DetectorResult]) -> list[str]:
         rows = [("mAP@tIoU", *(f"{tiou:.2f}" for tiou in self.tious), "average")]
         for result in results:
             values = [*result.map_at, result.average_map]
             rows.append((result.detector, *(_percent(value) for value in values)))
-        return _aligned(rows)
+        return aligned(rows)
 
     def _cost_lines(self) -> list[str]:
         heads = ("cost, means", "parameters", "window", "GFLOPs/window", "train s", "train CPU s")
@@ -235,7 +251,7 @@ class Comparison:
         costs = [seed.cost for result in self.detectors for seed in result.seeds]
         resumed = sum(cost.steps_timed < cost.steps for cost in costs)
         lines = [
-            *_aligned(rows),
+            *aligned(rows),
             f"peak: {', '.join(sorted({cost.peak_of for cost in costs}))} in training, above that "
             f"held before; detect: per minute of the {count_text(self.test_videos, 'test video')}",
         ]
@@ -263,7 +279,7 @@ class Comparison:
                     f"{100 * found.flipped:.1f} %",
                 )
             )
-        return [head, *_aligned(rows)]
+        return [head, *aligned(rows)]
 
     def _recipe_lines(self) -> list[str]:
         if not self.recipes:
@@ -272,7 +288,7 @@ class Comparison:
         rows = [("recipes differ in", *names)]
         for setting, values in self.recipes.items():
             rows.append((setting, *(_setting(values.get(name)) for name in names)))
-        return _aligned(rows)
+        return aligned(rows)
 
 
 def _plan_line(run: PlannedRun) -> str:
@@ -298,17 +314,3 @@ def _number(value: float | None, digits: int) -> str:
 
 def _setting(value: Any) -> str:
     return "-" if value is None else str(value).replace("'", "")
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """The first column flush left, the others flush right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]

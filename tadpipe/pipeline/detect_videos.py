@@ -6,26 +6,36 @@ the store already holds of them is reused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tadpipe.annotations import Detection, Detections
+from tadpipe.annotations import Annotations, Detection, Detections
 from tadpipe.backbones import BACKBONES
 from tadpipe.backbones.loading import load_backbone
 from tadpipe.backbones.protocol import Backbone
+from tadpipe.datasets import DATASETS
 from tadpipe.datasets.sources import FeatureSource
 from tadpipe.detection_files import check_suffix, write_detections
 from tadpipe.errors import CheckpointError, ConfigError
+from tadpipe.pipeline.class_fusion import (
+    ClassScores,
+    changed_rule,
+    check_takes_class_scores,
+    check_used,
+    load_class_scores,
+    source_text,
+)
 from tadpipe.pipeline.detect import detect_on_source
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.extract import extract_features
 from tadpipe.pipeline.extract_report import ExtractReport
 from tadpipe.pipeline.known_weights import KnownWeights, find_weights
 from tadpipe.pipeline.progress import SILENT, Progress
-from tadpipe.pipeline.recipe import load_detector
+from tadpipe.pipeline.recipe import Recipe, load_detector
 from tadpipe.pipeline.video_files import VideoFile, find_videos, printable
+from tadpipe.registry import resolve
 from tadpipe.store.content import ContentIndex
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.metadata import FeatureSpec
@@ -40,6 +50,9 @@ class DetectReport:
     extraction: list[ExtractReport]  # one per kind of features
     detections: Detections = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
+    has_one_label: bool = False  # a class-agnostic detector, and no class scores
+    class_scores: Mapping[str, Any] | None = None  # where the labels come from, if from a file
+    unscored: tuple[str, ...] = ()  # videos without class scores, whose detections were dropped
 
     @property
     def exit_code(self) -> int:
@@ -56,6 +69,8 @@ class DetectReport:
             ]
             if len(found) > SHOWN:
                 lines.append(f"  ... {len(found) - SHOWN} more")
+        if self.detections and (self.has_one_label or self.class_scores is not None):
+            lines.append(source_text(self.class_scores, self.unscored))
         lines += [f"wrote {path}" for path in self.files]
         lines += [report.text() for report in self.extraction]
         return "\n".join(lines)
@@ -70,6 +85,9 @@ class DetectReport:
                 for name, found in self.detections.items()
             },
             "files": [str(path) for path in self.files],
+            "class_agnostic": self.has_one_label,
+            "class_scores": self.class_scores,
+            "unscored": list(self.unscored),
             "extraction": [report.to_mapping() for report in self.extraction],
         }
 
@@ -83,6 +101,9 @@ def detect(
     top_k: int | None = None,
     weights: str | Path | None = None,
     store: Path | str = "store/features.zarr",
+    class_scores: str | Path | None = None,
+    skip_unscored: bool = False,
+    sets: Sequence[str] = (),
     device: str = "auto",
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -98,6 +119,10 @@ def detect(
         weights: file of the backbone's weights; default where they were when the features were
             extracted, else the named download. Their SHA-256 must be the one trained on.
         store: feature cache; made if missing.
+        class_scores: file of video-level class scores, by names of the videos, for a
+            class-agnostic model.
+        skip_unscored: videos without class scores get no detections; without it an error.
+        sets: changes of how class scores are fused, as "class_scores.rule=product".
     Raises:
         CheckpointError: no trained run, or other backbone weights than it was trained on.
         ConfigError: the run was trained on features that were not extracted by tadpipe.
@@ -108,7 +133,15 @@ def detect(
         check_suffix(path, len(files))
     trained = load_detector(model, device=device)
     files = _beside_others(files, store, trained.recipe.features)
+    check_used(class_scores, sets, skip_unscored=skip_unscored)
+    rule = changed_rule(trained.recipe.class_scores, sets)
     report = DetectReport([])
+    report.has_one_label = class_scores is None and trained.recipe.windows.class_agnostic
+    scores = None
+    if class_scores is not None:
+        scores = _class_scores_for(files, trained.recipe, class_scores, skip_unscored)
+        report.class_scores = scores.stated(rule)
+        report.unscored = scores.missing(file.name for file in files)
     for spec in trained.recipe.features:
         backbone = _load_backbone(spec, weights, device, str(model))
         report.extraction.append(
@@ -138,6 +171,8 @@ def detect(
         durations_sec={name: rows[name].duration_sec for name in names},
         progress=progress,
     )
+    if scores is not None:
+        found = scores.label(found, rule)
     report.detections = {name: _best(each, min_score, top_k) for name, each in found.items()}
     for path in map(Path, out):
         write_detections(path, report.detections)
@@ -165,6 +200,23 @@ def _beside_others(
                 file = VideoFile(file.path, f"{file.name} ({sha256[:8]})")
         beside.append(file)
     return beside
+
+
+def _class_scores_for(
+    files: Sequence[VideoFile], recipe: Recipe, path: str | Path, skip_unscored: bool
+) -> ClassScores:
+    """The class scores of these videos.
+
+    Raises:
+        ConfigError: NMS is by class, or a video has no scores.
+    """
+    check_takes_class_scores(recipe)
+    spec = resolve("dataset", DATASETS, recipe.dataset) if recipe.dataset else None
+    labels = () if recipe.windows.class_agnostic else recipe.labels
+    trained_on = Annotations({}, labels)
+    scores = load_class_scores(path, trained_on, spec, skip_unscored=skip_unscored)
+    scores.check(file.name for file in files)
+    return scores
 
 
 def _best(found: list[Detection], min_score: float, top_k: int | None) -> list[Detection]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from tadpipe.annotations import (
     Annotations,
@@ -23,20 +23,33 @@ from tadpipe.datasets import DATASETS
 from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.epic_csv import load_epic_csv
 from tadpipe.errors import AnnotationError, ConfigError, Defect
+from tadpipe.evaluation.characteristics import Bins
 from tadpipe.evaluation.detection_map import DetectionScore, score_detections
+from tadpipe.evaluation.diagnosis import Diagnosis
 from tadpipe.evaluation.epic import TIOUS as EPIC_TIOUS
 from tadpipe.evaluation.epic import load_submission, score_epic
 from tadpipe.evaluation.proposals import ProposalRecall, average_recall
 from tadpipe.evaluation.protocols import Protocol, protocol_named
 from tadpipe.evaluation.tables import DetectionTable, TruthTable
 from tadpipe.json_text import read_json, shown
-from tadpipe.pipeline.feature_tables import remembered_annotations
+from tadpipe.pipeline.class_fusion import Labelled, check_used, labelled_for_scoring, source_text
+from tadpipe.pipeline.error_analysis import (
+    BinChoice,
+    chosen_bins,
+    find_epic_errors,
+    find_errors,
+)
+from tadpipe.pipeline.error_table import errors_text
+from tadpipe.pipeline.recipe import RECIPE_FILE
+from tadpipe.pipeline.run_settings import run_settings
 from tadpipe.pipeline.score_table import count_text, score_text
 from tadpipe.registry import resolve
-from tadpipe.store.feature_store import FeatureStore
 
 TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)  # where no data set says otherwise
 DETECTIONS_FILE = "detections.json"  # in a run folder
+EVALUATION_FILE = "eval.json"
+ERRORS_FILE = "errors.json"
+TEXT_WIDTH = 120  # of the tables of errors, where no terminal has its own
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,10 @@ class Evaluation:
     defects: tuple[Defect, ...] = ()  # of the annotations
     blocked_because: Mapping[str, str] | None = None  # video -> reason, as far as known
     proposals: ProposalRecall | None = None  # AR@AN, when asked for
+    has_one_label: bool = False  # class-agnostic detections, and no class scores
+    class_scores: Mapping[str, Any] | None = None  # where the labels come from, if from a file
+    unscored: tuple[str, ...] = ()  # videos without class scores, whose detections were dropped
+    errors: Mapping[str, Diagnosis] | None = None  # task -> diagnosis, when asked for
 
     @property
     def score(self) -> DetectionScore:
@@ -69,6 +86,9 @@ class Evaluation:
             "annotations": self.annotations,
             "dataset": self.dataset,
             "subset": self.subset,
+            "class_agnostic": self.has_one_label,
+            "class_scores": self.class_scores,
+            "unscored": list(self.unscored),
         }
         if len(self.scores) == 1:
             mapping |= self.score.to_mapping()
@@ -84,10 +104,16 @@ class Evaluation:
                 "proposals_per_video": self.proposals.proposals_per_video.tolist(),
             }
         mapping["annotation_defects"] = [str(defect) for defect in self.defects]
+        if self.errors is not None:
+            mapping["errors"] = self._errors_mapping(self.errors)
         return mapping
 
-    def text(self, per_class: bool = False) -> str:
-        """The scores as tables for a person, in percent."""
+    def _errors_mapping(self, errors: Mapping[str, Diagnosis]) -> dict[str, Any]:
+        documents = {task: diagnosis.to_mapping() for task, diagnosis in errors.items()}
+        return documents if len(documents) > 1 else next(iter(documents.values()))
+
+    def text(self, per_class: bool = False, width: int = TEXT_WIDTH) -> str:
+        """The scores as tables for a person, in percent; those of errors are `width` wide."""
         heads = [name for name in (self.dataset, self.subset and f"subset {self.subset}") if name]
         blocks = [
             score_text(
@@ -103,6 +129,8 @@ class Evaluation:
             points = [n for n in (1, 5, 10, 50, 100) if n <= curve.proposals_per_video[-1] + 0.5]
             recalls = "  ".join(f"AR@{n} {100 * curve.at(n):.2f}" for n in points)
             blocks.append(f"proposals: {recalls}  AUC {100 * curve.auc:.2f}")
+        if self.has_one_label or self.class_scores is not None:
+            blocks.append(source_text(self.class_scores, self.unscored))
         errors = sum(not defect.is_warning for defect in self.defects)
         if errors:
             entries = count_text(errors, "annotation entry", "annotation entries")
@@ -111,7 +139,19 @@ class Evaluation:
             odd = [str(defect) for defect in self.defects if defect.is_warning]
             oddities = count_text(len(odd), "oddity", "oddities")
             blocks.append(f"{oddities} in the annotations, first: {odd[0]}")
+        for task, diagnosis in (self.errors or {}).items():
+            head = f"\n{task}" if len(self.scores) > 1 else ""
+            blocks.append(f"{head}\n{errors_text(diagnosis, width=width, per_class=per_class)}")
         return "\n".join(blocks)
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON; into a folder as `eval.json`, and the errors as `errors.json`."""
+        mapping = self.to_mapping()
+        if path.is_dir():
+            if "errors" in mapping:
+                write_atomically(path / ERRORS_FILE, json.dumps(mapping.pop("errors")) + "\n")
+            path = path / EVALUATION_FILE
+        write_atomically(path, json.dumps(mapping, indent=1) + "\n")
 
 
 def evaluate(
@@ -126,6 +166,11 @@ def evaluate(
     top_k: Sequence[int] = (1, 5),
     max_an: int | None = None,
     skip_defects: bool = False,
+    class_scores: str | Path | None = None,
+    skip_unscored: bool = False,
+    sets: Sequence[str] = (),
+    errors: bool = False,
+    bins: BinChoice | None = None,
     out: str | Path | None = None,
 ) -> Evaluation:
     """Score detections.
@@ -144,7 +189,14 @@ def evaluate(
         top_k: the k of Recall@kx.
         max_an: also compute AR@AN up to this average number of proposals per video.
         skip_defects: leave out annotation entries with errors instead of stopping.
-        out: file for the result as JSON.
+        class_scores: file of video-level class scores, for detections of one label or of a run
+            with class-agnostic NMS.
+        skip_unscored: videos without class scores get no detections; without it an error.
+        sets: changes of how class scores are fused, as "class_scores.rule=product".
+        errors: also say what is wrong with the detections: `Evaluation.errors`.
+        bins: of coverage, length and number of instances, for `errors`: activitynet, thumos14,
+            quantiles, or a JSON file.  Default: the data set's, else quantiles.
+        out: file for the result as JSON, or a folder: `eval.json` and `errors.json` in it.
     Raises:
         AnnotationError: files with defects, a subset that does not exist, no ground truth.
         ConfigError: no annotations, an unknown name, a threshold out of range.
@@ -161,72 +213,46 @@ def evaluate(
     spec: DatasetSpec | None = None
     if dataset is not None:
         spec = resolve("dataset", DATASETS, dataset)
+    if bins is not None and not errors:
+        raise ConfigError("Bins are for the analysis of errors.", f"{bins}", "Add --errors.")
+    error_bins = chosen_bins(bins, dataset) if errors else None
     left_out = load_video_list(blocked) if isinstance(blocked, (str, Path)) else blocked
     if isinstance(annotations, (str, Path)) and Path(annotations).suffix.lower() == ".csv":
+        if class_scores is not None:
+            raise ConfigError(
+                "Class scores are not for submissions of EPIC-Kitchens-100.",
+                f"{annotations}, {class_scores}",
+                "Give annotations in JSON.",
+            )
+        check_used(None, sets, skip_unscored=skip_unscored)
         rules = _rules(protocol, "epic")
-        result = _evaluate_epic(detections, Path(annotations), rules, tious, left_out, top_k)
+        result = _evaluate_epic(
+            detections, Path(annotations), rules, tious, left_out, top_k, error_bins
+        )
     else:
         rules = _rules(protocol, spec.protocol if spec else "opentad")
         truth = _load_truth(annotations, spec, skip_defects)
-        result = _evaluate_json(
-            detections, truth, spec, subset, rules, tious, left_out, top_k, max_an
+        found, source = _load_found(detections)
+        labelled = labelled_for_scoring(
+            found,
+            _run_of(source),
+            truth,
+            spec,
+            class_scores=class_scores,
+            skip_unscored=skip_unscored,
+            sets=sets,
         )
+        result = _evaluate_json(
+            labelled, spec, subset, rules, tious, left_out, top_k, max_an, error_bins
+        )
+        result = replace(result, detections=source)
     if out is not None:
-        write_atomically(Path(out), json.dumps(result.to_mapping(), indent=1) + "\n")
+        result.save(Path(out))
     return result
 
 
-class RunSettings(NamedTuple):
-    """What a run folder says about the annotations it was trained with."""
-
-    annotations: str | Path | Annotations | None = None
-    dataset: str | None = None
-    subset: str | None = None
-
-
-def run_settings(detections: str | Path | Detections) -> RunSettings:
-    """The annotations, data set and test subset of a run folder; nothing for anything else.
-
-    Raises:
-        ConfigError: the run's config.json cannot be read.
-    """
-    if not isinstance(detections, (str, Path)):
-        return RunSettings()
-    path = Path(detections) / "config.json"
-    if not path.is_file():
-        return RunSettings()
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        annotations = _seen_from(path.parent, Path(config["annotations"]))
-        subset, dataset = config["subsets"]["test"], config["dataset"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError("The run's configuration cannot be read.", f"{path}: {error}") from None
-    if annotations.is_file():
-        return RunSettings(annotations, dataset, subset)
-    store = _seen_from(path.parent, config["stores"][0])
-    return RunSettings(_remembered(store, dataset), dataset, subset)
-
-
-def _seen_from(run: Path, path: str | Path) -> Path:
-    """A path of a run's config.json: below a folder the run is in, else as seen from here."""
-    above = (folder / path for folder in run.absolute().parents)
-    return next((place for place in above if place.exists()), Path(path))
-
-
-def _remembered(store: Path, dataset: str | None) -> Annotations | None:
-    """The store's own copy of the annotations that a run was trained with, if it is there."""
-    if not store.exists():
-        return None
-    spec: DatasetSpec | None = resolve("dataset", DATASETS, dataset) if dataset else None
-    drop = () if spec is None else spec.dropped_labels
-    return remembered_annotations(
-        FeatureStore.open(store), strict=True, drop_labels=drop, for_evaluation=True
-    )
-
-
 def _evaluate_json(
-    detections: str | Path | Detections,
-    truth: Annotations,
+    labelled: Labelled,
     spec: DatasetSpec | None,
     subset: str | None,
     rules: Protocol,
@@ -234,13 +260,14 @@ def _evaluate_json(
     blocked: Collection[str] | None,
     top_k: Sequence[int],
     max_an: int | None,
+    error_bins: Mapping[str, Bins] | None,
 ) -> Evaluation:
+    found, truth = labelled.found, labelled.truth
     name = _subset_name(truth, spec, subset)
     reasons: Mapping[str, str] = {}
     if blocked is None:
         reasons = spec.blocked_videos(rules.name) if spec else {}
         blocked = tuple(reasons)
-    found, source = _load_found(detections)
     ids = truth.label_ids or {label: i for i, label in enumerate(truth.labels)}
     truth_table = TruthTable.from_videos(truth.subset(name), ids)
     found_table = DetectionTable.from_detections(found)
@@ -256,15 +283,30 @@ def _evaluate_json(
         curve = average_recall(
             truth_table, found_table, thresholds, max_an=max_an, variant=variant, blocked=blocked
         )
+    diagnosis = None
+    if error_bins is not None:
+        diagnosis = find_errors(
+            truth,
+            truth_table,
+            found_table,
+            thresholds,
+            protocol=rules,
+            blocked=blocked,
+            bins=error_bins,
+            has_one_label=labelled.has_one_label,
+        )
     return Evaluation(
         {"detection": score},
         subset=name,
-        detections=source,
         annotations=truth.source,
         dataset=spec.name if spec else None,
         defects=truth.defects,
         blocked_because=reasons,
         proposals=curve,
+        has_one_label=labelled.has_one_label,
+        class_scores=labelled.class_scores,
+        unscored=labelled.unscored,
+        errors=None if diagnosis is None else {"detection": diagnosis},
     )
 
 
@@ -275,6 +317,7 @@ def _evaluate_epic(
     tious: Sequence[float] | None,
     blocked: Collection[str] | None,
     top_k: Sequence[int],
+    error_bins: Mapping[str, Bins] | None,
 ) -> Evaluation:
     if not isinstance(detections, (str, Path)):
         raise ConfigError(
@@ -283,15 +326,23 @@ def _evaluate_epic(
             "Give the path of the submission JSON, or annotations in JSON.",
         )
     path = _detection_file(Path(detections))
-    scores = score_epic(
-        load_epic_csv(annotations),
-        load_submission(path),
-        tious or EPIC_TIOUS,
-        protocol=rules,
-        blocked=blocked or (),
-        top_k=top_k,
+    truth, found = load_epic_csv(annotations), load_submission(path)
+    thresholds, left_out = tious or EPIC_TIOUS, blocked or ()
+    scores = score_epic(truth, found, thresholds, protocol=rules, blocked=left_out, top_k=top_k)
+    errors = None
+    if error_bins is not None:
+        errors = find_epic_errors(
+            annotations,
+            truth,
+            found,
+            thresholds,
+            protocol=rules,
+            blocked=left_out,
+            bins=error_bins,
+        )
+    return Evaluation(
+        scores, subset="", detections=str(path), annotations=str(annotations), errors=errors
     )
-    return Evaluation(scores, subset="", detections=str(path), annotations=str(annotations))
 
 
 def _rules(protocol: str | Protocol | None, default: str) -> Protocol:
@@ -335,6 +386,13 @@ def _detection_file(path: Path) -> Path:
             "Give a results JSON, or a run folder whose training has finished.",
         )
     return inside
+
+
+def _run_of(source: str) -> Path | None:
+    """The run folder that a file of detections was written to by its training."""
+    folder = Path(source).parent
+    is_run = Path(source).name == DETECTIONS_FILE and (folder / RECIPE_FILE).is_file()
+    return folder if is_run else None
 
 
 def _subset_name(truth: Annotations, spec: DatasetSpec | None, subset: str | None) -> str:

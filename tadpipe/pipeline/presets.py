@@ -1,7 +1,7 @@
 """Presets: complete recipes as TOML files, named `<detector>/<dataset>_<features>`.
 
 A preset states what it expects of the features and everything about model, decoding, NMS,
-windows and training; `--set table.key=value` changes single values.
+external class scores, windows and training; `--set table.key=value` changes single values.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tadpipe.class_scores import ClassFusionConfig
 from tadpipe.config import apply_sets, build, read_toml
 from tadpipe.datasets.windows import WindowConfig
 from tadpipe.detectors import DETECTORS
@@ -19,6 +20,7 @@ from tadpipe.detectors.parts.nms import NmsConfig
 from tadpipe.errors import ConfigError
 from tadpipe.pipeline.names import PRESETS, names_of
 from tadpipe.registry import known, nearest, resolve
+from tadpipe.training.e2e import E2EConfig
 from tadpipe.training.loop import TrainingConfig
 
 DEFAULT = "default"
@@ -45,8 +47,10 @@ class Preset:
     model: Any = field(default_factory=dict)  # checked by the detector's own Config
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     nms: NmsConfig = field(default_factory=NmsConfig)
+    class_scores: ClassFusionConfig = field(default_factory=ClassFusionConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    e2e: E2EConfig = field(default_factory=E2EConfig)  # read by `tadpipe e2e` only
 
     def model_config(self, in_channels: int | tuple[int, ...], num_classes: int, name: str) -> Any:
         """The detector's own config for features and labels at hand.

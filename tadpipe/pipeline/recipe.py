@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from tadpipe.class_scores import ClassFusionConfig
 from tadpipe.config import build, to_mapping
 from tadpipe.datasets.windows import WindowConfig
 from tadpipe.detectors import DETECTORS
@@ -53,6 +54,8 @@ class Recipe:
     decode: DecodeConfig
     nms: NmsConfig
     windows: WindowConfig
+    # How external class scores are fused, if any are given; recipes of before do not state it.
+    class_scores: ClassFusionConfig = field(default_factory=ClassFusionConfig)
 
     @property
     def label_ids(self) -> dict[str, int]:

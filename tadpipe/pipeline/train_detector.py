@@ -20,6 +20,7 @@ from torch import nn
 
 from tadpipe.annotations import Detections, save_detections
 from tadpipe.datasets.loader import Batch, WindowLoader
+from tadpipe.pipeline.class_fusion import check_used, load_class_scores
 from tadpipe.pipeline.detect import detect_on_source
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.evaluate import DETECTIONS_FILE, Evaluation, evaluate
@@ -126,6 +127,8 @@ def train_detector(
     val_subset: str | None = None,
     backbone: str | None = None,
     stride: int | None = None,
+    class_scores: str | Path | None = None,
+    skip_unscored: bool = False,
     device: str = "auto",
     seed: int = 0,
     dry_run: bool = False,
@@ -144,6 +147,9 @@ def train_detector(
             The test subset is scored once, at the end; the validation subset is reported every
             `training.validate_every` epochs and never chosen by.
         backbone, stride: which features, where a store holds several.
+        class_scores: file of video-level class scores, which name the actions found; how they are
+            fused is the preset's `[class_scores]`.
+        skip_unscored: videos without class scores get no detections; without it an error.
     Raises:
         ConfigError, AnnotationError, StoreError, CheckpointError: before anything is written.
     """
@@ -163,6 +169,12 @@ def train_detector(
         val_subset=val_subset,
         seed=seed,
     )
+    check_used(class_scores, (), skip_unscored=skip_unscored)
+    if class_scores is not None:
+        scores = load_class_scores(
+            class_scores, plan.annotations, plan.spec, skip_unscored=skip_unscored
+        )
+        plan = plan.with_scores(scores)
     folder = Path(out) if out is not None else Path(runs) / plan.preset.detector
     if resume and (folder / RECIPE_FILE).exists():
         names = [table.store for table in tables]
@@ -181,9 +193,10 @@ def train_detector(
     evaluation = None
     if plan.subsets.test is not None:
         with trainer.ema.applied_to(model):
-            found = _detect(model, plan, plan.subsets.test, progress)
+            found = plan.labelled(_detect(model, plan, plan.subsets.test, progress))
         save_detections(folder / DETECTIONS_FILE, found)
-        evaluation = _score(found, plan, plan.subsets.test, folder / EVALUATION_FILE)
+        evaluation = _score(found, plan, plan.subsets.test)
+        evaluation.save(folder / EVALUATION_FILE)
     return replace(
         result,
         dry_run=False,
@@ -256,7 +269,7 @@ def _train(
 
     def validate(epoch: int) -> Mapping[str, float]:
         assert plan.subsets.validation is not None  # checked by the plan
-        found = _detect(model, plan, plan.subsets.validation, SILENT)
+        found = plan.labelled(_detect(model, plan, plan.subsets.validation, SILENT))
         average = _score(found, plan, plan.subsets.validation).average_map
         logger.info("epoch %d: average mAP %.4f on '%s'", epoch, average, plan.subsets.validation)
         return {"epoch": epoch, "validation_map": average}
@@ -290,14 +303,19 @@ def _detect(model: nn.Module, plan: TrainPlan, subset: str, progress: Progress) 
     )
 
 
-def _score(found: Detections, plan: TrainPlan, subset: str, out: Path | None = None) -> Evaluation:
+def _score(found: Detections, plan: TrainPlan, subset: str) -> Evaluation:
     """mAP on a subset, by the data set's thresholds and protocol."""
-    return evaluate(
+    evaluation = evaluate(
         found,
         annotations=plan.truth(),
         dataset=None if plan.spec is None else plan.spec.name,
         subset=subset,
-        out=out,
+    )
+    return replace(
+        evaluation,
+        has_one_label=plan.has_one_label,
+        class_scores=plan.stated_scores(),
+        unscored=() if plan.scores is None else plan.scores.missing(found),
     )
 
 

@@ -13,14 +13,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tadpipe.annotations import Annotations, Video, load_annotations
+from tadpipe.annotations import Annotations, Detections, Video, load_annotations
 from tadpipe.config import to_mapping
 from tadpipe.datasets import DATASETS
 from tadpipe.datasets.sources import Coverage, FeatureSource, match_videos
 from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.datasets.windows import TrainingWindows
 from tadpipe.errors import ConfigError, StoreError
-from tadpipe.pipeline.feature_tables import StoreTable, remembered_annotations
+from tadpipe.pipeline.class_fusion import (
+    ClassScores,
+    check_takes_class_scores,
+    check_used,
+    load_class_scores,
+    takes_class_scores,
+    with_one_label,
+)
+from tadpipe.pipeline.feature_tables import Table
 from tadpipe.pipeline.presets import Preset
 from tadpipe.pipeline.recipe import ANY_LABEL, Recipe, check_preset
 from tadpipe.pipeline.subsets import Subsets, choose_subsets
@@ -36,13 +44,14 @@ class TrainPlan:
     preset_name: str
     preset: Preset
     recipe: Recipe
-    tables: tuple[StoreTable, ...]
+    tables: tuple[Table, ...]
     source: FeatureSource
     annotations: Annotations  # what is trained on
     annotations_path: str | Path | None  # None = the store's copy
     spec: DatasetSpec | None
     subsets: Subsets
     seed: int
+    scores: ClassScores | None = None  # that name the actions found
 
     def coverage(self, subset: str) -> Coverage:
         """Which videos of a subset have features."""
@@ -80,18 +89,38 @@ class TrainPlan:
             return dict.fromkeys(self.annotations.labels, 0)
         return self.recipe.label_ids
 
+    @property
+    def has_one_label(self) -> bool:
+        """Whether actions are found without names: no classes and no class scores."""
+        return self.recipe.windows.class_agnostic and self.scores is None
+
     def truth(self) -> Annotations:
-        """What is scored against; one label for all where the detector tells none apart."""
+        """What is scored against; one label for all where nothing tells them apart."""
         kept = _load(self.annotations_path, self.tables, self.spec, for_evaluation=True)
-        if not self.recipe.windows.class_agnostic:
-            return kept
-        videos = {
-            name: replace(
-                video, actions=tuple(action._replace(label=ANY_LABEL) for action in video.actions)
-            )
-            for name, video in kept.videos.items()
-        }
-        return replace(kept, videos=videos, labels=(ANY_LABEL,), label_ids={})
+        return with_one_label(kept) if self.has_one_label else kept
+
+    def with_scores(self, scores: ClassScores) -> TrainPlan:
+        """The plan with class scores for what is found.
+
+        Raises:
+            ConfigError: NMS is by class, or a video that is detected on has no class scores.
+        """
+        check_takes_class_scores(self.recipe)
+        looked_at = [self.subsets.test]
+        if self.preset.training.validate_every:
+            looked_at.append(self.subsets.validation)
+        for subset in looked_at:
+            if subset is not None:
+                scores.check(self.coverage(subset).stored_as)
+        return replace(self, scores=scores)
+
+    def labelled(self, found: Detections) -> Detections:
+        """What was found, with labels by the class scores if there are any."""
+        return found if self.scores is None else self.scores.label(found, self.recipe.class_scores)
+
+    def stated_scores(self) -> dict[str, Any] | None:
+        """Where the labels come from, JSON-ready; None without class scores."""
+        return None if self.scores is None else self.scores.stated(self.recipe.class_scores)
 
     def durations_sec(self, videos: Mapping[str, str]) -> dict[str, float | None]:
         """Length of annotated videos: as annotated, else as stored."""
@@ -106,7 +135,7 @@ class TrainPlan:
 
     def config(self) -> dict[str, Any]:
         """What the run folder's config.json holds."""
-        return {
+        config = {
             "preset": self.preset_name,
             "detector": self.preset.detector,
             "dataset": None if self.spec is None else self.spec.name,
@@ -122,10 +151,13 @@ class TrainPlan:
             "windows": to_mapping(self.preset.windows),
             "training": to_mapping(self.preset.training),
         }
+        if self.scores is not None:
+            config["class_scores"] = self.stated_scores()
+        return config
 
 
 def make_plan(
-    tables: Sequence[StoreTable],
+    tables: Sequence[Table],
     preset_name: str,
     preset: Preset,
     *,
@@ -167,6 +199,7 @@ def make_plan(
         decode=preset.decode,
         nms=preset.nms,
         windows=preset.windows,
+        class_scores=preset.class_scores,
     )
     source = FeatureSource(tables)
     if source.only_in_some:
@@ -190,9 +223,32 @@ def make_plan(
     )
 
 
+def with_class_scores(
+    plans: dict[str, TrainPlan], path: str | Path | None, skip_unscored: bool
+) -> dict[str, TrainPlan]:
+    """Plans of several detectors, with class scores for those that can use them.
+
+    Raises:
+        ConfigError: no detector can use them, or a test video has none.
+        AnnotationError: see `read_class_scores`.
+    """
+    check_used(path, (), skip_unscored=skip_unscored)
+    if path is None:
+        return plans
+    first = next(iter(plans.values()))
+    taking = [detector for detector, plan in plans.items() if takes_class_scores(plan.recipe)]
+    if not taking:
+        check_takes_class_scores(first.recipe)  # says why
+    scores = load_class_scores(path, first.annotations, first.spec, skip_unscored=skip_unscored)
+    return {
+        detector: plan.with_scores(scores) if detector in taking else plan
+        for detector, plan in plans.items()
+    }
+
+
 def _load(
     path: str | Path | None,
-    tables: Sequence[StoreTable],
+    tables: Sequence[Table],
     spec: DatasetSpec | None,
     *,
     for_evaluation: bool = False,
@@ -209,8 +265,8 @@ def _load(
             path, strict=strict, drop_labels=dropped, for_evaluation=for_evaluation
         )
     for table in tables:
-        kept = remembered_annotations(
-            table.features.store, strict=strict, drop_labels=dropped, for_evaluation=for_evaluation
+        kept = table.remembered_annotations(
+            strict=strict, drop_labels=dropped, for_evaluation=for_evaluation
         )
         if kept is not None:
             return kept

@@ -1,0 +1,63 @@
+"""What a run folder says about the annotations it was trained with, for scoring it anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from tadpipe.annotations import Annotations, Detections
+from tadpipe.datasets import DATASETS
+from tadpipe.datasets.spec import DatasetSpec
+from tadpipe.errors import ConfigError
+from tadpipe.pipeline.feature_tables import remembered_annotations
+from tadpipe.registry import resolve
+from tadpipe.store.feature_store import FeatureStore
+
+
+class RunSettings(NamedTuple):
+    """What a run folder says about the annotations it was trained with."""
+
+    annotations: str | Path | Annotations | None = None
+    dataset: str | None = None
+    subset: str | None = None
+
+
+def run_settings(detections: str | Path | Detections) -> RunSettings:
+    """The annotations, data set and test subset of a run folder; nothing for anything else.
+
+    Raises:
+        ConfigError: the run's config.json cannot be read.
+    """
+    if not isinstance(detections, (str, Path)):
+        return RunSettings()
+    path = Path(detections) / "config.json"
+    if not path.is_file():
+        return RunSettings()
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        annotations = _seen_from(path.parent, Path(config["annotations"]))
+        subset, dataset = config["subsets"]["test"], config["dataset"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError("The run's configuration cannot be read.", f"{path}: {error}") from None
+    if annotations.is_file():
+        return RunSettings(annotations, dataset, subset)
+    store = _seen_from(path.parent, config["stores"][0])
+    return RunSettings(_remembered(store, dataset), dataset, subset)
+
+
+def _seen_from(run: Path, path: str | Path) -> Path:
+    """A path of a run's config.json: below a folder the run is in, else as seen from here."""
+    above = (folder / path for folder in run.absolute().parents)
+    return next((place for place in above if place.exists()), Path(path))
+
+
+def _remembered(store: Path, dataset: str | None) -> Annotations | None:
+    """The store's own copy of the annotations that a run was trained with, if it is there."""
+    if not store.exists():
+        return None
+    spec: DatasetSpec | None = resolve("dataset", DATASETS, dataset) if dataset else None
+    drop = () if spec is None else spec.dropped_labels
+    return remembered_annotations(
+        FeatureStore.open(store), strict=True, drop_labels=drop, for_evaluation=True
+    )
