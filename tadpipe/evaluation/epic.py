@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from tadpipe.epic_csv import NUM_NOUNS, NUM_VERBS, EpicRow
 from tadpipe.errors import AnnotationError
+from tadpipe.evaluation.characteristics import QUANTILES, Bins
 from tadpipe.evaluation.detection_map import DetectionScore, score_detections
+from tadpipe.evaluation.diagnosis import Diagnosis, diagnose
 from tadpipe.evaluation.protocols import EPIC, Protocol
 from tadpipe.evaluation.tables import DetectionTable, TruthTable, coded
 from tadpipe.json_text import JsonReader, child, finite, kind, read_json, shown
@@ -102,6 +104,31 @@ def score_epic(
             protocol=protocol,
             blocked=blocked,
             top_k=top_k,
+        )
+        for task in TASKS
+    }
+
+
+def diagnose_epic(
+    truth: Sequence[EpicRow],
+    found: Sequence[EpicRow],
+    tious: Sequence[float] = TIOUS,
+    *,
+    protocol: Protocol = EPIC,
+    blocked: Collection[str] = (),
+    durations: Mapping[str, float] | None = None,
+    bins: str | Mapping[str, Bins] = QUANTILES,
+) -> Mapping[str, Diagnosis]:
+    """The errors of the three tasks; arguments as in `diagnose`."""
+    return {
+        task: diagnose(
+            _truth_table(truth, task),
+            _detection_table(found, task),
+            tious,
+            protocol=protocol,
+            blocked=blocked,
+            durations=durations,
+            bins=bins,
         )
         for task in TASKS
     }
