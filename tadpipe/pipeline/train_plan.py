@@ -28,7 +28,7 @@ from tadpipe.pipeline.class_fusion import (
     takes_class_scores,
     with_one_label,
 )
-from tadpipe.pipeline.feature_tables import Table
+from tadpipe.pipeline.feature_tables import StoreTable, remembered_annotations
 from tadpipe.pipeline.presets import Preset
 from tadpipe.pipeline.recipe import ANY_LABEL, Recipe, check_preset
 from tadpipe.pipeline.subsets import Subsets, choose_subsets
@@ -44,7 +44,7 @@ class TrainPlan:
     preset_name: str
     preset: Preset
     recipe: Recipe
-    tables: tuple[Table, ...]
+    tables: tuple[StoreTable, ...]
     source: FeatureSource
     annotations: Annotations  # what is trained on
     annotations_path: str | Path | None  # None = the store's copy
@@ -157,7 +157,7 @@ class TrainPlan:
 
 
 def make_plan(
-    tables: Sequence[Table],
+    tables: Sequence[StoreTable],
     preset_name: str,
     preset: Preset,
     *,
@@ -248,7 +248,7 @@ def with_class_scores(
 
 def _load(
     path: str | Path | None,
-    tables: Sequence[Table],
+    tables: Sequence[StoreTable],
     spec: DatasetSpec | None,
     *,
     for_evaluation: bool = False,
@@ -265,8 +265,8 @@ def _load(
             path, strict=strict, drop_labels=dropped, for_evaluation=for_evaluation
         )
     for table in tables:
-        kept = table.remembered_annotations(
-            strict=strict, drop_labels=dropped, for_evaluation=for_evaluation
+        kept = remembered_annotations(
+            table.features.store, strict=strict, drop_labels=dropped, for_evaluation=for_evaluation
         )
         if kept is not None:
             return kept
