@@ -40,6 +40,7 @@ def test_preset_opens_with_its_command_and_its_score(name: str) -> None:
     assert words[1] in ("demo", "train-detector")
     if score.startswith("# Published: average mAP"):
         assert words[words.index("--preset") + 1] == name
+        assert load_preset(name).dataset is not None
     else:  # nobody published a recipe: it says what it is for
         assert score.startswith("# ")
         assert preset_path(name).stem in ("default", "demo")
