@@ -17,6 +17,8 @@ from tadpipe.pipeline import compare as compare_module
 from tadpipe.pipeline.class_fusion import changed_rule, load_class_scores
 from tadpipe.pipeline.compare import compare
 from tadpipe.pipeline.evaluate import evaluate
+from tadpipe.pipeline.names import names_of
+from tadpipe.pipeline.presets import load_preset, preset_path
 from tadpipe.pipeline.recipe import load_recipe
 from tadpipe.pipeline.train_detector import TrainResult, train_detector
 from tadpipe.training.metrics import read_metrics
@@ -31,6 +33,22 @@ AGNOSTIC = (
     "training.ema_decay=0.5",
     "training.epochs=6",
 )
+
+
+ACTIONFORMER = ClassFusionConfig("sqrt", 2, "none", 200)
+DYFADET = ClassFusionConfig("sqrt", 2, "softmax-if-raw", 200)
+ETAD_100, ETAD_200 = (ClassFusionConfig("product", 2, "none", most) for most in (100, 200))
+PUBLISHED = {
+    **dict.fromkeys(["actionformer/activitynet_i3d", "actionformer/activitynet_tsp"], ACTIONFORMER),
+    **dict.fromkeys(["asl/activitynet_i3d", "cltdr-gmg/activitynet_tsp"], ACTIONFORMER),
+    "tridet/activitynet_tsp": ACTIONFORMER,
+    **dict.fromkeys(["dyfadet/activitynet_tsp", "dyfadet/fineaction_videomaev2"], DYFADET),
+    "dyfadet/hacs_slowfast": DYFADET,
+    **dict.fromkeys(["etad/activitynet_tsn", "etad/activitynet_tsp"], ETAD_100),
+    "etad-opentad/activitynet_tsp": ETAD_100,
+    **dict.fromkeys(["etad/thumos14_i3d", "etad-opentad/thumos14_i3d"], ETAD_200),
+    "etad/hacs_slowfast": ClassFusionConfig("product", 3, "2*softmax", 100),
+}
 
 
 def write_scores(folder: Path, videos: range = range(10), name: str = "scores.json") -> Path:
@@ -66,6 +84,16 @@ def labelled(store: Path, scores: Path, tmp_path_factory: pytest.TempPathFactory
 def plain(store: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """The same run without class scores."""
     return train(store, tmp_path_factory.mktemp("without") / "run")
+
+
+@pytest.mark.parametrize("name", names_of("presets"))
+def test_presets_fuse_as_their_authors_do(name: str) -> None:
+    preset = load_preset(name)
+    states_it = "[class_scores]" in preset_path(name).read_text(encoding="utf-8")
+    assert states_it == (preset.windows.class_agnostic or name in PUBLISHED)
+    if name in PUBLISHED:
+        assert preset.class_scores == PUBLISHED[name]
+        assert preset.windows.class_agnostic or not preset.nms.multiclass
 
 
 def test_a_class_agnostic_run_is_scored_by_the_real_labels(labelled: TrainResult) -> None:
