@@ -21,6 +21,7 @@ from tadpipe.detectors.parts.assign import assign, offsets_at, positive_mask, po
 from tadpipe.detectors.parts.conv import (
     ChannelNorm,
     MaskedConv1d,
+    MaxPool,
     PointwiseConv1d,
     drop_path,
 )
@@ -284,9 +285,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.ln1 = ChannelNorm(channels)
         self.attn = attn
-        self.pool = (
-            nn.MaxPool1d(stride + 1, stride, (stride + 1) // 2) if stride > 1 else nn.Identity()
-        )
+        self.pool = MaxPool(stride) if stride > 1 else nn.Identity()
         self.ln2 = ChannelNorm(channels)
         self.mlp = nn.Sequential(
             PointwiseConv1d(channels, 4 * channels),

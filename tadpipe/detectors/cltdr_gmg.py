@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tadpipe.detectors.actionformer import ConvBlock
 from tadpipe.detectors.actionformer import remap_official_keys as unwrap_checkpoint
 from tadpipe.detectors.parts.assign import assign, positive_mask
-from tadpipe.detectors.parts.conv import MaskedConv1d, PointwiseConv1d
+from tadpipe.detectors.parts.conv import GridConv1d, MaskedConv1d, PointwiseConv1d
 from tadpipe.detectors.parts.decode import DecodeConfig, decode_levels
 from tadpipe.detectors.parts.heads import ClassHead, RegressionHead, make_trunk, run_trunk
 from tadpipe.detectors.parts.losses import (
@@ -167,10 +167,20 @@ class GmgMixer(nn.Module):
     def _global(self, x: Tensor) -> Tensor:
         """The spectrum times a filter computed from it, back in time; float32 throughout."""
         with torch.autocast(x.device.type, enabled=False):
-            spectrum = torch.fft.rfft(x.float(), dim=2, norm="ortho")  # [B, C, T // 2 + 1]
+            spectrum = torch.fft.rfft(steps_last(x.float()), norm="ortho")  # [B, C, T // 2 + 1]
             kernel = _on_parts(F.relu, _affine(spectrum, self.w1, self.b1))
             kernel = _on_parts(_shrink, _affine(kernel, self.w2, self.b2))
-            return torch.fft.irfft(kernel * spectrum, n=x.shape[2], dim=2, norm="ortho")
+            filtered = torch.fft.irfft(kernel * spectrum, n=x.shape[2], norm="ortho")
+        return filtered.transpose(1, 2).contiguous().transpose(1, 2)  # back to [B, T, C] in memory
+
+
+def steps_last(x: Tensor) -> Tensor:
+    """[B, C, T] with the steps of a channel side by side in memory.
+
+    Sequence by sequence, because torch copies a transposed matrix in blocks and a stack of them
+    element by element.
+    """
+    return torch.stack([sequence.contiguous() for sequence in x])
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -189,14 +199,22 @@ _shrink = partial(F.softshrink, lambd=SHRINKAGE)
 # --- decoder -----------------------------------------------------------------------------------
 
 
-def _upsampler(channels: int) -> nn.ConvTranspose1d:
-    """Dense, T -> 2 T."""
-    return nn.ConvTranspose1d(channels, channels, 3, stride=2, padding=1, output_padding=1)
+class Upsampler(nn.ConvTranspose1d):
+    """Dense, T -> 2 T; in the memory layout it finds, see `parts.conv`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=1, output_padding=1)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """[B, C, T] -> [B, C, 2 T]."""
+        weight = self.weight[:, :, None]
+        out = F.conv_transpose2d(x[:, :, None], weight, self.bias, (1, 2), (0, 1), (0, 1))
+        return out[:, :, 0]
 
 
-def _downsampler(channels: int) -> nn.Conv1d:
+def _downsampler(channels: int) -> GridConv1d:
     """Dense, 2 T -> T (depth-wise in the paper)."""
-    return nn.Conv1d(channels, channels, 3, stride=2, padding=1)
+    return GridConv1d(channels, channels, 3, stride=2)
 
 
 class CrossLayerAttention(nn.Module):
@@ -210,7 +228,7 @@ class CrossLayerAttention(nn.Module):
         super().__init__()
         coarser = neighbour == "coarser"
         self.step = 1 if coarser else -1  # the neighbour's level, from here
-        self.resample = _upsampler(channels) if coarser else _downsampler(channels)
+        self.resample = Upsampler(channels) if coarser else _downsampler(channels)
         self.conv_l = PointwiseConv1d(channels, channels)
         self.attn = PointwiseConv1d(channels, channels)
 
@@ -232,7 +250,7 @@ class CrossLayerFusion(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.up = _upsampler(channels)
+        self.up = Upsampler(channels)
         self.down = _downsampler(channels)
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:

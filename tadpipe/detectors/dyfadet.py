@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from itertools import product
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from tadpipe.detectors.actionformer import ConvBlock
 from tadpipe.detectors.parts.assign import assign, positive_mask
-from tadpipe.detectors.parts.conv import ChannelNorm
+from tadpipe.detectors.parts.conv import ChannelNorm, GridConv1d, zero_conv_biases
 from tadpipe.detectors.parts.decode import DecodeConfig, decode_levels
 from tadpipe.detectors.parts.heads import ClassHead, RegressionHead
 from tadpipe.detectors.parts.losses import LossNormalizer, regression_weight
@@ -183,9 +184,10 @@ class Shift(nn.Module):
         self.register_load_state_dict_pre_hook(_check_one_hot)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, T] -> [B, C, A, T], a view: tap i of step t is step t + i - A // 2, or 0."""
+        """[B, C, T] -> [B, T, A, C], a view: tap i of step t is step t + i - A // 2, or 0."""
         half = self.taps // 2
-        return F.pad(x, (half, half)).unfold(2, self.taps, 1).transpose(2, 3)
+        padded = F.pad(x.transpose(1, 2), (0, 0, half, half))  # [B, T + A - 1, C]
+        return padded.unfold(1, self.taps, 1).transpose(2, 3)
 
 
 def _check_one_hot(shift: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -201,6 +203,61 @@ def _check_one_hot(shift: nn.Module, state: dict[str, Any], prefix: str, *_: Any
             f"{name}: they are constants of DyFADet's release.",
             "These weights are not from that release, or they are damaged.",
         )
+
+
+def taps_first(conv: nn.Conv1d, taps: int) -> Tensor:
+    """The matrix of a kernel-1 convolution of shifted features, [C', C A] -> [C', A C]."""
+    return conv.weight[:, :, 0].unflatten(1, (-1, taps)).transpose(1, 2).flatten(1)
+
+
+class ShiftedConv(NamedTuple):
+    """A convolution of shifted features, as one of the features themselves.
+
+    Tap j of a kernel on tap i of the features meets what is i + j - (A - 1) steps away, so that
+    2 A - 1 taps do the work of A x A. Only at both ends there is a difference: the outer kernel's
+    padding is zero, not shifted features. `ends` is what the sum there has too much.
+    """
+
+    weight: Tensor  # [C', C, 2 A - 1]
+    bias: Tensor  # [C']
+    ends: Tensor  # [2, h, h, C', C], h = A // 2: from step p to step t, counted from start or end
+
+    @classmethod
+    def of(cls, conv: nn.Conv1d) -> ShiftedConv:
+        """Args: conv: on C A channels, kernel A."""
+        assert conv.bias is not None
+        taps = conv.kernel_size[0]  # A
+        pairs = conv.weight.unflatten(1, (-1, taps))  # [C', C, A (i), A (j)]
+        rows = [F.pad(pairs[:, :, i], (i, taps - 1 - i)) for i in range(taps)]
+        ends = torch.stack([_past_the_start(pairs), _past_the_start(pairs.flip(2, 3))])
+        return cls(torch.stack(rows).sum(0), conv.bias, ends)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, C', T]."""
+        out = F.conv2d(
+            x[:, :, None],
+            self.weight[:, :, None],
+            self.bias,
+            padding=(0, self.weight.shape[2] // 2),
+        )[:, :, 0]
+        for side, step in enumerate((1, -1)):
+            first = 0 if step == 1 else -1
+            for t, p in product(range(min(self.ends.shape[1], x.shape[2])), repeat=2):
+                extra = x[:, :, first + step * p] @ self.ends[side, t, p].T  # [B, C']
+                out[:, :, first + step * t] -= extra
+        return out
+
+
+def _past_the_start(pairs: Tensor) -> Tensor:
+    """What kernel taps before the first step contribute, [C', C, A, A] -> [h, h, C', C]."""
+    taps = pairs.shape[2]
+    half = taps // 2
+    ends = pairs.new_zeros(half, half, *pairs.shape[:2])
+    for t, p, i in product(range(half), range(half), range(taps)):
+        j = p - t + taps - 1 - i
+        if 0 <= j < half - t:
+            ends[t, p] += pairs[:, :, i, j]
+    return ends
 
 
 def gate_values(x: Tensor, kind: Gate, tau: float) -> Tensor:
@@ -224,9 +281,7 @@ class GateConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int) -> None:
         super().__init__()
-        self.gate_conv = nn.Conv1d(
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups
-        )
+        self.gate_conv = GridConv1d(in_channels, out_channels, kernel_size, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T] -> [B, C', T]."""
@@ -245,6 +300,7 @@ class DfaPath(nn.Module):
     ) -> None:
         super().__init__()
         self.dynamic_type = dynamic_type
+        self.taps = kernel_size
         self.tau = tau
         gates = {"c": channels, "k": kernel_size, "ck": channels * kernel_size}[dynamic_type]
         groups = 1 if dynamic_type == "k" else channels
@@ -253,19 +309,32 @@ class DfaPath(nn.Module):
         self.conv = nn.Conv1d(channels * kernel_size, channels, 1)
         self.norm = ChannelNorm(channels)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[B, C, T], [B, T] -> [B, C, T]; the input is not masked first."""
-        gate = gate_values(self.kernel_conv(x), "geretanh", self.tau)  # [B, C, A or C A, T]
-        # Eq. 4 multiplies gate and shifted features once, the release twice.
+    def forward(self, levels: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+        """L x [B, C, T_l], L x [B, T_l] -> L x [B, C, T_l]; the input is not masked first."""
         if self.dynamic_type == "k":
-            shifted = self.shift_conv(x)  # [B, C, A, T]
-            # The second factor is in order tap, channel, the first in order channel, tap.
-            gated = (shifted * gate[:, None]).transpose(1, 2)  # [B, A, C, T]
-            u = shifted.flatten(1, 2) * gated.flatten(1, 2)  # [B, C A, T]
+            weight, gated = self.conv.weight[:, :, 0], self._gated_by_tap
         else:
-            gate = gate.unflatten(1, (x.shape[1], -1))  # [B, C, 1 or A, T]
-            u = (self.shift_conv(x.square()) * gate).flatten(1, 2)
-        return self.norm(_pointwise(self.conv, u)) * mask[:, None]
+            weight, gated = taps_first(self.conv, self.taps), self._gated_by_channel
+        return [
+            self.norm(F.linear(gated(x), weight, self.conv.bias).transpose(1, 2)) * mask[:, None]
+            for x, mask in zip(levels, masks, strict=True)
+        ]
+
+    # Eq. 4 multiplies gate and shifted features once, the release twice.
+
+    def _gated_by_channel(self, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, T, A C]."""
+        gate = gate_values(self.kernel_conv(x), "geretanh", self.tau)  # [B, C or C A, T]
+        gate = gate.unflatten(1, (x.shape[1], -1)).permute(0, 3, 2, 1)  # [B, T, 1 or A, C]
+        return (self.shift_conv(x.square()) * gate).flatten(2)
+
+    def _gated_by_tap(self, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, T, C A]."""
+        gate = gate_values(self.kernel_conv(x), "geretanh", self.tau)  # [B, A, T]
+        shifted = self.shift_conv(x)  # [B, T, A, C]
+        gated = shifted * gate.transpose(1, 2)[..., None]
+        # The second factor is in order tap, channel, the first in order channel, tap.
+        return shifted.transpose(2, 3).flatten(2) * gated.flatten(2)
 
 
 class AttentionKernel(nn.Module):
@@ -285,9 +354,12 @@ class AttentionKernel(nn.Module):
         )
         self.gate = GateConv(taps, 1, kernel_size, 1)
 
-    def forward(self, shifted: Tensor) -> Tensor:
-        """[B, C A, T] -> [B, C, T]."""
-        return self.convs(shifted) * gate_values(self.gate(shifted), self.kind, self.tau)
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        """L x [B, C, T_l] -> L x [B, C, T_l]; both convolutions read shifted features."""
+        conv, norm = self.convs
+        assert isinstance(conv, nn.Conv1d)
+        weigh, gate = ShiftedConv.of(conv), ShiftedConv.of(self.gate.gate_conv)
+        return [norm(weigh(x)) * gate_values(gate(x), self.kind, self.tau) for x in levels]
 
 
 class DepthPath(nn.Module):
@@ -297,23 +369,22 @@ class DepthPath(nn.Module):
         self, in_channels: int, out_channels: int, kernel_size: int, *, gate: Gate, tau: float
     ) -> None:
         super().__init__()
+        self.taps = kernel_size
         self.shift_conv = Shift(in_channels, kernel_size)
         self.kernel_conv = AttentionKernel(in_channels, kernel_size, gate=gate, tau=tau)
         self.conv = nn.Conv1d(in_channels * kernel_size, out_channels, 1)
         self.norm = ChannelNorm(out_channels)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[B, C, T], [B, T] -> [B, C', T]; the input is not masked first."""
-        shifted = self.shift_conv(x).contiguous()  # [B, C, A, T]
-        weights = self.kernel_conv(shifted.flatten(1, 2))  # [B, C, T], the same for all taps
-        u = (shifted * weights[:, :, None]).flatten(1, 2)  # [B, C A, T]
-        return self.norm(_pointwise(self.conv, u)) * mask[:, None]
-
-
-def _pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """A convolution with kernel 1 as a matrix product, [B, C, T] -> [B, C', T]."""
-    assert conv.bias is not None
-    return torch.matmul(conv.weight[:, :, 0], x) + conv.bias[:, None]
+    def forward(self, levels: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+        """L x [B, C, T_l], L x [B, T_l] -> L x [B, C', T_l]; the input is not masked first."""
+        weight = taps_first(self.conv, self.taps)  # [C', A C]
+        outputs = []
+        for x, mask, kernel in zip(levels, masks, self.kernel_conv(levels), strict=True):
+            kernel = kernel.transpose(1, 2)[:, :, None]  # [B, T, 1, C], the same for all taps
+            u = (self.shift_conv(x) * kernel).flatten(2)  # [B, T, A C]
+            out = F.linear(u, weight, self.conv.bias).transpose(1, 2)
+            outputs.append(self.norm(out) * mask[:, None])
+        return outputs
 
 
 # --- heads -------------------------------------------------------------------------------------
@@ -354,8 +425,8 @@ class DyHeadLayer(nn.Module):
         step, (coarser, finer) = self.scale_factor, self.dynamic_convs
         top = len(levels) - 1
         # The paths work at the level they come from; its ends have nobody to send to.
-        down = [coarser(x, m) for x, m in zip(levels[:top], masks[:top], strict=True)]
-        up = [finer(x, m) for x, m in zip(levels[1:], masks[1:], strict=True)]
+        down = coarser(levels[:top], masks[:top])
+        up = finer(levels[1:], masks[1:])
         joined = []
         for level, x in enumerate(levels):
             sent = []
@@ -365,20 +436,23 @@ class DyHeadLayer(nn.Module):
                 sent.append(up[level].repeat_interleave(step, dim=2))
             x = self.output_weight * x
             joined.append(x + self.scale_weight * sum(sent) if sent else x)
-        return [
-            self.activation(self.depth_module(x, mask))
-            for x, mask in zip(joined, masks, strict=True)
-        ]
+        return [self.activation(x) for x in self.depth_module(joined, masks)]
 
 
 class DynamicTrunk(nn.ModuleList):
-    """All layers of a dynamic head but its last convolution."""
+    """All layers of a dynamic head but its last convolution.
+
+    Convolutions start without bias, as in the encoder. With torch's biases most random starts
+    leave the offsets of one boundary at zero nearly everywhere, and many never get away from it:
+    behind a gate that is nearly closed the norm sees little but the bias.
+    """
 
     def __init__(self, config: DyfadetConfig, activation: nn.Module) -> None:
         widths = [config.neck_dim] + [config.head_dim] * (config.head_layers - 1)
         super().__init__(
             DyHeadLayer(config, width, config.head_dim, activation) for width in widths[:-1]
         )
+        zero_conv_biases(self)
 
     def forward(self, levels: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
         """L x [B, C, T_l], L x [B, T_l] -> L x [B, H, T_l]."""

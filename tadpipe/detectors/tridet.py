@@ -31,6 +31,10 @@ from tadpipe.detectors.parts.assign import (
 )
 from tadpipe.detectors.parts.conv import (
     ChannelNorm,
+    GridConv1d,
+    GridGroupNorm,
+    MaxPool,
+    MeanPool,
     PointwiseConv1d,
     downsample_mask,
     drop_path,
@@ -217,11 +221,11 @@ def full_padded_len(
 # --- encoder -----------------------------------------------------------------------------------
 
 
-class DepthwiseConv1d(nn.Conv1d):
+class DepthwiseConv1d(GridConv1d):
     """One kernel per channel, zero padding; a kernel of 1 is a scale and a shift."""
 
     def __init__(self, channels: int, kernel_size: int, *, init_std: float) -> None:
-        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        super().__init__(channels, channels, kernel_size, groups=channels)
         assert self.bias is not None
         nn.init.normal_(self.weight, 0.0, init_std)
         nn.init.zeros_(self.bias)
@@ -230,7 +234,7 @@ class DepthwiseConv1d(nn.Conv1d):
         """[B, C, T] -> [B, C, T]."""
         if self.weight.shape[2] == 1:
             assert self.bias is not None
-            return x * self.weight[:, 0] + self.bias[:, None]
+            return torch.addcmul(self.bias[:, None], x, self.weight[:, 0])
         return super().forward(x)
 
 
@@ -288,7 +292,7 @@ class SgpBlock(nn.Module):
         self.downsample = _pooling(channels, stride, downsample)
         self.ln = ChannelNorm(channels)
         self.mixer = mixer
-        self.gn = nn.GroupNorm(NORM_GROUPS, channels)
+        self.gn = GridGroupNorm(NORM_GROUPS, channels)
         self.mlp = nn.Sequential(
             PointwiseConv1d(channels, mlp_dim), nn.GELU(), PointwiseConv1d(mlp_dim, channels)
         )
@@ -311,8 +315,8 @@ def _pooling(channels: int, stride: int, kind: str) -> nn.Module:
     if stride == 1:
         return nn.Identity()
     if kind == "max":
-        return nn.MaxPool1d(stride + 1, stride, (stride + 1) // 2)
-    return nn.Sequential(nn.AvgPool1d(stride, stride), PointwiseConv1d(channels, channels))
+        return MaxPool(stride)
+    return nn.Sequential(MeanPool(stride), PointwiseConv1d(channels, channels))
 
 
 # --- Trident head ------------------------------------------------------------------------------

@@ -52,9 +52,7 @@ def inside_heads(
         for depth, layer in enumerate(trunk):
             if name == "cls" and depth == 0:
                 for side, path in enumerate(layer.dynamic_convs):
-                    found[f"cls_layer0_dfa{side}"] = [
-                        path(x, mask) for x, mask in zip(levels, masks, strict=True)
-                    ]
+                    found[f"cls_layer0_dfa{side}"] = path(levels, masks)
             levels = layer(levels, masks)
             found[f"{name}_layer{depth}"] = levels
     return found

@@ -1,6 +1,8 @@
-"""Layers on the feature grid that know about padding: masked convolution, channel norm, scales.
+"""Layers on the feature grid: convolutions with and without a mask, pooling, norms, scales.
 
 Shapes: B batch, C channels, T grid length; features [B, C, T], mask [B, T] bool, true = real step.
+In memory features are [B, T, C] from the first norm on, and [B, C, T] a view: norms and products
+run over C. torch's layers with a height of 1 (2d) keep that layout, its 1d ones copy it back.
 Padded steps are not kept at zero: a norm leaves its bias there and the next convolution sees it.
 Attribute names are those of the official releases, so that their checkpoints load by name.
 """
@@ -20,8 +22,8 @@ def downsample_mask(mask: Tensor, stride: int) -> Tensor:
     return mask[:, ::stride]
 
 
-class MaskedConv1d(nn.Module):
-    """A convolution whose output is zero at padded steps; its input is taken as it is.
+class GridConv1d(nn.Conv1d):
+    """A convolution that leaves features in the memory layout they come in.
 
     Args:
         kernel_size: odd; the input is padded with kernel_size // 2 zeros at both ends.
@@ -38,16 +40,44 @@ class MaskedConv1d(nn.Module):
         groups: int = 1,
         bias: bool = True,
     ) -> None:
-        super().__init__()
-        self.stride = stride
-        self.conv = nn.Conv1d(
+        super().__init__(
             in_channels,
             out_channels,
             kernel_size,
-            stride=stride,
-            padding=kernel_size // 2,
+            stride,
+            kernel_size // 2,
             groups=groups,
             bias=bias,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, C', T / stride]."""
+        stride, padding = (1, self.stride[0]), (0, self.kernel_size[0] // 2)
+        weight = self.weight[:, :, None]
+        out = F.conv2d(x[:, :, None], weight, self.bias, stride, padding, groups=self.groups)
+        return out[:, :, 0]
+
+
+class MaskedConv1d(nn.Module):
+    """A convolution whose output is zero at padded steps; its input is taken as it is.
+
+    The arguments are those of GridConv1d.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = GridConv1d(
+            in_channels, out_channels, kernel_size, stride=stride, groups=groups, bias=bias
         )
         if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
@@ -73,6 +103,31 @@ class PointwiseConv1d(nn.Conv1d):
         return F.linear(x.transpose(1, 2), self.weight[:, :, 0], self.bias).transpose(1, 2)
 
 
+class MaxPool(nn.Module):
+    """The maximum of the stride + 1 steps around every stride-th one; padding never wins."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, C, T / stride]."""
+        size, step, margin = (1, self.stride + 1), (1, self.stride), (0, (self.stride + 1) // 2)
+        return F.max_pool2d(x[:, :, None], size, step, margin)[:, :, 0]
+
+
+class MeanPool(nn.Module):
+    """The mean of every `stride` steps."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, C, T / stride]."""
+        return F.avg_pool2d(x[:, :, None], (1, self.stride), (1, self.stride))[:, :, 0]
+
+
 class ChannelNorm(nn.Module):
     """Layer norm over C at each step, padded ones too; parameters [1, C, 1]."""
 
@@ -88,6 +143,15 @@ class ChannelNorm(nn.Module):
             x.transpose(1, 2), (x.shape[1],), self.weight.flatten(), self.bias.flatten(), NORM_EPS
         )
         return normed.transpose(1, 2)
+
+
+class GridGroupNorm(nn.GroupNorm):
+    """Group norm over C / groups and T, padded steps too, in the memory layout it finds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, C, T]."""
+        out = F.group_norm(x[:, :, None], self.num_groups, self.weight, self.bias, self.eps)
+        return out[:, :, 0]
 
 
 def channel_norm(channels: int, present: bool) -> nn.Module:

@@ -17,6 +17,7 @@ from tadpipe.detectors.dyfadet import (
     DyHeadLayer,
     DyneMixer,
     Shift,
+    ShiftedConv,
     gate_values,
     remap_official_keys,
 )
@@ -79,7 +80,18 @@ def test_shift_is_the_convolution_with_its_stored_kernels(taps: int) -> None:
     x, _ = window((9, 9), 9, channels=4)
     shift = Shift(4, taps)
     kernels = nn.functional.conv1d(x, shift.weight, padding=taps // 2, groups=4)
-    torch.testing.assert_close(shift(x).flatten(1, 2), kernels)
+    side_by_side = shift(x).permute(0, 3, 2, 1).flatten(1, 2)  # [B, C A, T]
+    torch.testing.assert_close(side_by_side, kernels)
+
+
+@pytest.mark.parametrize("taps", [1, 3, 5])
+@pytest.mark.parametrize("steps", [1, 2, 3, 9])
+def test_a_convolution_of_shifted_features_needs_no_shift(taps: int, steps: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv1d(4 * taps, 6, taps, padding=taps // 2)
+    x = torch.randn(2, 4, steps)
+    shifted = Shift(4, taps)(x).permute(0, 3, 2, 1).flatten(1, 2)
+    torch.testing.assert_close(ShiftedConv.of(conv)(x), conv(shifted))
 
 
 def test_gates_are_zero_where_they_should_be() -> None:
@@ -116,7 +128,7 @@ def test_every_form_multiplies_twice_as_in_the_release(dynamic_type: Any) -> Non
     x, mask = window((7,), 10, channels=4)
     u = by_hand(path, x[0], dynamic_type)
     expected = path.norm(path.conv(u[None])) * mask[:, None]
-    torch.testing.assert_close(path(x, mask), expected)
+    torch.testing.assert_close(path([x], [mask])[0], expected)
 
 
 def test_a_closed_gate_leaves_the_norm_of_the_bias() -> None:
@@ -126,7 +138,7 @@ def test_a_closed_gate_leaves_the_norm_of_the_bias() -> None:
     x, mask = window((7,), 7, channels=4)
     assert path.conv.bias is not None
     torch.testing.assert_close(
-        path(x, mask), path.norm(path.conv.bias[None, :, None]).expand(1, 4, 7)
+        path([x], [mask])[0], path.norm(path.conv.bias[None, :, None]).expand(1, 4, 7)
     )
 
 
@@ -134,11 +146,11 @@ def test_depth_path_repeats_one_weight_for_all_taps() -> None:
     torch.manual_seed(0)
     path = DepthPath(4, 6, 3, gate="sigmoid", tau=1.5)
     x, mask = window((7,), 10, channels=4)
-    shifted = path.shift_conv(x).flatten(1, 2)
+    shifted = path.shift_conv(x).permute(0, 3, 2, 1).flatten(1, 2)
     kernel = path.kernel_conv
     weights = kernel.convs(shifted) * kernel.gate.gate_conv(shifted).sigmoid()
     expected = path.conv(shifted * weights.repeat_interleave(3, dim=1))
-    torch.testing.assert_close(path(x, mask), path.norm(expected) * mask[:, None])
+    torch.testing.assert_close(path([x], [mask])[0], path.norm(expected) * mask[:, None])
 
 
 def test_windowed_branch_of_the_encoder_can_switch_off() -> None:
@@ -166,14 +178,11 @@ def test_levels_join_with_their_neighbours() -> None:
     levels = [torch.randn(1, 16, n) for n in (16, 8, 4)]
     masks = [torch.ones(1, n, dtype=torch.bool) for n in (16, 8, 4)]
     coarser, finer = layer.dynamic_convs
-    middle = coarser(levels[0], masks[0])[..., ::2]
-    middle = middle + finer(levels[2], masks[2]).repeat_interleave(2, dim=2)
-    expected = layer.depth_module(0.3 * middle + 2.0 * levels[1], masks[1])
-    torch.testing.assert_close(layer(levels, masks)[1], expected)
-    top = layer.depth_module(
-        0.3 * coarser(levels[1], masks[1])[..., ::2] + 2.0 * levels[2], masks[2]
-    )
-    torch.testing.assert_close(layer(levels, masks)[2], top)
+    from_finer, from_coarser = coarser(levels, masks), finer(levels, masks)
+    middle = from_finer[0][..., ::2] + from_coarser[2].repeat_interleave(2, dim=2)
+    joined = [0.3 * middle + 2.0 * levels[1], 0.3 * from_finer[1][..., ::2] + 2.0 * levels[2]]
+    expected = layer.depth_module(joined, masks[1:])
+    torch.testing.assert_close(layer(levels, masks)[1:], expected)
 
 
 def test_at_the_start_levels_do_not_see_each_other() -> None:
@@ -408,9 +417,9 @@ def test_gate_kinds_act_in_the_depth_path_only(kind: Any) -> None:
     x, mask = window((16,), 16, channels=16)
     for trunk in ("cls_trunk", "reg_trunk"):
         first, second = (m.get_submodule(f"{trunk}.0") for m in (ours, other))
-        paths = [layer.dynamic_convs[0](x, mask) for layer in (first, second)]
+        paths = [layer.dynamic_convs[0]([x], [mask])[0] for layer in (first, second)]
         torch.testing.assert_close(*paths)
-        depth = [layer.depth_module(x, mask) for layer in (first, second)]
+        depth = [layer.depth_module([x], [mask])[0] for layer in (first, second)]
         assert not torch.allclose(*depth)
 
 
