@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tadpipe.errors import TadpipeError
     from tadpipe.pipeline.compare import compare
     from tadpipe.pipeline.detect_videos import detect
+    from tadpipe.pipeline.e2e import train_e2e
     from tadpipe.pipeline.evaluate import evaluate
     from tadpipe.pipeline.extract import extract
     from tadpipe.pipeline.train_detector import load_detector, train_detector
@@ -30,6 +31,7 @@ __all__ = [
     "load_backbone",
     "load_detector",
     "train_detector",
+    "train_e2e",
 ]
 
 _HOMES = {
@@ -42,6 +44,7 @@ _HOMES = {
     "load_backbone": "tadpipe.backbones.loading",
     "load_detector": "tadpipe.pipeline.train_detector",
     "train_detector": "tadpipe.pipeline.train_detector",
+    "train_e2e": "tadpipe.pipeline.e2e",
 }
 
 

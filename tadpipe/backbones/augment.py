@@ -195,7 +195,7 @@ def below(bound: int, generator: Generator) -> int:
 
 def stored_shape(
     height: int, width: int, config: AugmentConfig, recipe: PixelRecipe
-) -> Sequence[int]:
+) -> tuple[int, int]:
     """Height and width at which frames are kept before `apply`."""
     if recipe.resize == "squash" and not config.crop_area:
         return recipe.size, recipe.size

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from tadpipe.datasets.windows import TrainingWindows, stack_padded
 from tadpipe.errors import ConfigError
+
+Made = TypeVar("Made")
 
 
 class Batch(NamedTuple):
@@ -55,9 +57,11 @@ class WindowLoader:
     def batch(self, step: int) -> Batch:
         """The batch of optimiser step `step`, counted from 0 over all passes."""
         turn, position = divmod(step, self.steps_per_pass)
-        order = torch.randperm(len(self.windows), generator=_generator(self.seed, turn, -1))
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
-        items = [self.windows.item(i, _Draw(_generator(self.seed, turn, i))) for i in chosen]
+        order = shuffled(self.seed, turn, len(self.windows))
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        items = [
+            self.windows.item(i, UniformDraw(generator_of(self.seed, turn, i))) for i in chosen
+        ]
         feats, mask = stack_padded([item.feats for item in items], self.windows.window_len)
         return Batch(
             [item.name for item in items],
@@ -69,22 +73,32 @@ class WindowLoader:
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """The batches of steps `first` to `last - 1`."""
-        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
-            waiting: deque[Future[Batch]] = deque()
-            upcoming = iter(range(first, last))
-            try:
-                for step in upcoming:
-                    waiting.append(pool.submit(self.batch, step))
-                    if len(waiting) > self.read_ahead:
-                        yield waiting.popleft().result()
-                while waiting:
+        return read_ahead(self.batch, first, last, self.read_ahead)
+
+
+def read_ahead(make: Callable[[int], Made], first: int, last: int, ahead: int) -> Iterator[Made]:
+    """make(first) to make(last - 1) in order, up to `ahead` of them made before they are taken."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+        waiting: deque[Future[Made]] = deque()
+        try:
+            for step in range(first, last):
+                waiting.append(pool.submit(make, step))
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
-class _Draw:
+def shuffled(seed: int, turn: int, count: int) -> list[int]:
+    """The order of `count` items in pass `turn`."""
+    order: list[int] = torch.randperm(count, generator=generator_of(seed, turn, -1)).tolist()
+    return order
+
+
+class UniformDraw:
     """Uniform whole numbers from one generator, both ends included."""
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -94,7 +108,7 @@ class _Draw:
         return int(torch.randint(low, high + 1, (), generator=self._generator))
 
 
-def _generator(seed: int, turn: int, item: int) -> torch.Generator:
+def generator_of(seed: int, turn: int, item: int) -> torch.Generator:
     """A generator of its own for every (seed, pass, item)."""
     text = f"{seed}/{turn}/{item}".encode()
     number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)

@@ -7,11 +7,15 @@ handed over here too.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
-from tadpipe.annotations import Annotations, load_annotations
+from tadpipe.annotations import Annotations
+from tadpipe.datasets.annotation_files import read_annotations
+from tadpipe.datasets.sources import FeatureRows
+from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.store.feature_store import FeatureStore, FeatureView, StoredFeatures
 from tadpipe.store.metadata import FeatureSpec
 
@@ -38,6 +42,36 @@ class StoreTable:
         """Length of a video, as found when it was extracted."""
         return self.features.store.videos(self.features.fid)[name].duration_sec
 
+    def remembered_annotations(
+        self, spec: DatasetSpec | None, *, for_evaluation: bool = False
+    ) -> Annotations | None:
+        """The store's copy; see the function of the same name."""
+        return remembered_annotations(self.features.store, spec, for_evaluation=for_evaluation)
+
+
+class Table(Protocol):
+    """Features to train on, whether stored or computed from videos."""
+
+    @property
+    def store(self) -> str:
+        """What to call it."""
+
+    @property
+    def spec(self) -> FeatureSpec: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    def names(self) -> Sequence[str]: ...
+
+    def open(self, name: str) -> FeatureRows: ...
+
+    def duration_sec(self, name: str) -> float: ...
+
+    def remembered_annotations(
+        self, spec: DatasetSpec | None, *, for_evaluation: bool = False
+    ) -> Annotations | None: ...
+
 
 def open_tables(
     stores: Sequence[Path], *, backbone: str | None = None, stride: int | None = None
@@ -61,19 +95,17 @@ def open_tables(
 
 def remembered_annotations(
     store: FeatureStore,
+    spec: DatasetSpec | None,
     *,
-    strict: bool,
-    drop_labels: Collection[str] = (),
+    strict: bool | None = None,
     for_evaluation: bool = False,
 ) -> Annotations | None:
-    """The annotations a store remembers, read as `load_annotations` does; None without any."""
+    """The annotations a store remembers, read as `read_annotations` does; None without any."""
     raw = store.annotations()
     if raw is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "annotations.json")
         path.write_bytes(raw)
-        kept = load_annotations(
-            path, strict=strict, drop_labels=drop_labels, for_evaluation=for_evaluation
-        )
+        kept = read_annotations(path, spec, strict=strict, for_evaluation=for_evaluation)
     return replace(kept, source=f"{store.path}: annotations")

@@ -20,6 +20,7 @@ from tadpipe.detectors.parts.nms import NmsConfig
 from tadpipe.errors import ConfigError
 from tadpipe.pipeline.names import PRESETS, names_of
 from tadpipe.registry import known, nearest, resolve
+from tadpipe.training.e2e import E2EConfig
 from tadpipe.training.loop import TrainingConfig
 
 DEFAULT = "default"
@@ -49,6 +50,7 @@ class Preset:
     class_scores: ClassFusionConfig = field(default_factory=ClassFusionConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    e2e: E2EConfig = field(default_factory=E2EConfig)  # read by `tadpipe e2e` only
 
     def model_config(self, in_channels: int | tuple[int, ...], num_classes: int, name: str) -> Any:
         """The detector's own config for features and labels at hand.

@@ -22,7 +22,26 @@ from tadpipe.errors import CheckpointError, ConfigError
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
+BACKBONE_FILE = "backbone.safetensors"  # of an end-to-end run: the tuned backbone, averaged
 PACKAGES = ("torch", "numpy", "zarr", "h5py", "safetensors", "av", "decord", "pandas")
+
+
+def backbone_weights(weights: str | Path | None) -> str | Path | None:
+    """The file of weights where a run folder may be named: that of its tuned backbone.
+
+    Raises:
+        CheckpointError: a folder without one.
+    """
+    if weights is None or not Path(weights).is_dir():
+        return weights
+    path = Path(weights) / BACKBONE_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            "The folder holds no tuned backbone.",
+            f"{weights} has no {BACKBONE_FILE}",
+            "Name the folder of a finished `tadpipe e2e` run that tuned the backbone, or a file.",
+        )
+    return path
 
 
 def write_json(path: Path, mapping: Mapping[str, Any]) -> None:

@@ -201,7 +201,7 @@ def train_detector(
         result,
         dry_run=False,
         seconds=time.monotonic() - started,
-        losses=_last_epoch(folder, result.steps // result.epochs),
+        losses=last_epoch(folder, result.steps // result.epochs),
         evaluation=evaluation,
     )
 
@@ -319,7 +319,7 @@ def _score(found: Detections, plan: TrainPlan, subset: str) -> Evaluation:
     )
 
 
-def _last_epoch(folder: Path, steps_per_epoch: int) -> dict[str, float]:
+def last_epoch(folder: Path, steps_per_epoch: int) -> dict[str, float]:
     """Mean of every loss term over the last epoch."""
     lines = [line for line in read_metrics(folder) if "loss" in line][-steps_per_epoch:]
     terms = [name for name in lines[0] if name not in ("step", "grad_norm", "learning_rate")]

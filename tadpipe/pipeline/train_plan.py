@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tadpipe.annotations import Annotations, Detections, Video, load_annotations
+from tadpipe.annotations import Annotations, Detections, Video
 from tadpipe.config import to_mapping
 from tadpipe.datasets import DATASETS
+from tadpipe.datasets.annotation_files import read_annotations
 from tadpipe.datasets.sources import Coverage, FeatureSource, match_videos
 from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.datasets.windows import TrainingWindows
@@ -28,7 +29,7 @@ from tadpipe.pipeline.class_fusion import (
     takes_class_scores,
     with_one_label,
 )
-from tadpipe.pipeline.feature_tables import StoreTable, remembered_annotations
+from tadpipe.pipeline.feature_tables import Table
 from tadpipe.pipeline.presets import Preset
 from tadpipe.pipeline.recipe import ANY_LABEL, Recipe, check_preset
 from tadpipe.pipeline.subsets import Subsets, choose_subsets
@@ -44,7 +45,7 @@ class TrainPlan:
     preset_name: str
     preset: Preset
     recipe: Recipe
-    tables: tuple[StoreTable, ...]
+    tables: tuple[Table, ...]
     source: FeatureSource
     annotations: Annotations  # what is trained on
     annotations_path: str | Path | None  # None = the store's copy
@@ -157,7 +158,7 @@ class TrainPlan:
 
 
 def make_plan(
-    tables: Sequence[StoreTable],
+    tables: Sequence[Table],
     preset_name: str,
     preset: Preset,
     *,
@@ -248,26 +249,16 @@ def with_class_scores(
 
 def _load(
     path: str | Path | None,
-    tables: Sequence[StoreTable],
+    tables: Sequence[Table],
     spec: DatasetSpec | None,
     *,
     for_evaluation: bool = False,
 ) -> Annotations:
-    """The annotations asked for, else the first copy a store remembers.
-
-    Public data sets are known to hold wrong entries, which are left out and counted; in other
-    files they are errors.
-    """
-    strict = spec is None
-    dropped = () if spec is None else spec.dropped_labels
+    """The annotations asked for, else the first copy a store remembers."""
     if path is not None:
-        return load_annotations(
-            path, strict=strict, drop_labels=dropped, for_evaluation=for_evaluation
-        )
+        return read_annotations(path, spec, for_evaluation=for_evaluation)
     for table in tables:
-        kept = remembered_annotations(
-            table.features.store, strict=strict, drop_labels=dropped, for_evaluation=for_evaluation
-        )
+        kept = table.remembered_annotations(spec, for_evaluation=for_evaluation)
         if kept is not None:
             return kept
     raise ConfigError(

@@ -1,0 +1,458 @@
+"""From videos to a backbone and a detector trained together: what `tadpipe e2e` does.
+
+Order: plan -> train -> weights of both (averaged) -> detections and score of the test subset,
+with features computed from the test videos by the tuned backbone. The run folder serves
+`tadpipe detect --model`, `tadpipe extract --weights` and `tadpipe e2e --weights`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tadpipe.annotations import Detections, save_detections
+from tadpipe.backbones.loading import load_backbone, save_backbone
+from tadpipe.backbones.tia import Adaptable
+from tadpipe.backbones.tuning import trainable_groups
+from tadpipe.config import to_mapping
+from tadpipe.datasets.sources import FeatureSequence
+from tadpipe.errors import ConfigError, VideoError
+from tadpipe.pipeline.detect import detect_on_features
+from tadpipe.pipeline.device import resolve_device
+from tadpipe.pipeline.e2e_plan import (
+    E2EOptions,
+    PixelPlan,
+    files_by_name,
+    open_bank,
+    pixel_preset,
+    plan_pixels,
+)
+from tadpipe.pipeline.evaluate import DETECTIONS_FILE, Evaluation, evaluate
+from tadpipe.pipeline.frame_cache import FrameCache, keep_for
+from tadpipe.pipeline.known_weights import KnownWeights, remember_weights
+from tadpipe.pipeline.pixel_windows import FailedVideos, PixelLoader, PixelWindows
+from tadpipe.pipeline.presets import choose_preset, load_preset
+from tadpipe.pipeline.progress import SILENT, Progress
+from tadpipe.pipeline.recipe import MODEL_FILE, RECIPE_FILE
+from tadpipe.pipeline.run_folder import (
+    BACKBONE_FILE,
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    backbone_weights,
+    check_run_folder,
+    environment,
+    write_json,
+)
+from tadpipe.pipeline.train_detector import EVALUATION_FILE, last_epoch
+from tadpipe.pipeline.train_plan import TrainPlan, make_plan
+from tadpipe.pipeline.video_features import VideoTable
+from tadpipe.store.metadata import FeatureSpec
+from tadpipe.training.checkpoint import save_weights
+from tadpipe.training.e2e import E2ELearner, PixelBatch
+from tadpipe.training.loop import Trainer, train
+from tadpipe.video.process import DecodeProcess
+
+logger = logging.getLogger(__name__)
+
+GIB = 1 << 30
+TEST_BATCH = {"cpu": 4, "cuda": 32}  # clips per forward pass, as of `tadpipe extract`
+
+
+@dataclass(frozen=True)
+class E2EResult:
+    """What an end-to-end run did."""
+
+    run: Path
+    detector: str
+    preset: str
+    backbone: str
+    tune: str
+    adapter: str
+    egs: float
+    representation: str
+    trained_parameters: Mapping[str, int]  # detector, adapter, backbone
+    videos: int  # trained on
+    epochs: int
+    steps: int  # in all; with dry_run, those it would take
+    without_files: tuple[str, ...]  # annotated videos of the subsets used
+    dry_run: bool = False
+    failed: tuple[str, ...] = ()  # videos that turned out unusable
+    seconds: float = 0.0
+    losses: Mapping[str, float] = field(default_factory=dict)  # means over the last epoch
+    evaluation: Evaluation | None = None  # of the averaged weights on the test subset
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.failed else 0
+
+    def to_mapping(self) -> dict[str, Any]:
+        """JSON-ready."""
+        mapping = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        mapping |= {
+            "run": str(self.run),
+            "trained_parameters": dict(self.trained_parameters),
+            "without_files": list(self.without_files),
+            "failed": list(self.failed),
+            "losses": dict(self.losses),
+            "evaluation": None if self.evaluation is None else self.evaluation.to_mapping(),
+        }
+        return mapping
+
+    def text(self) -> str:
+        """The score, what was left out, and one summary line."""
+        lines = [] if self.evaluation is None else [self.evaluation.text()]
+        for names, what in (
+            (self.without_files, "annotated videos have no file"),
+            (self.failed, "videos could not be used"),
+        ):
+            if names:
+                shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+                lines.append(f"{len(names)} {what}: {shown}")
+        sizes = ", ".join(f"{name} {count:,}" for name, count in self.trained_parameters.items())
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
+        lines.append(
+            f"{'would train' if self.dry_run else 'trained'} {self.detector} and {self.backbone} "
+            f"({self.representation}s, tune {self.tune}, adapter {self.adapter}, gradients of "
+            f"{self.egs:.0%} of the clips; parameters: {sizes}; preset {self.preset}) on "
+            f"{self.videos} videos, {self.epochs} epochs, {self.steps} steps"
+            + (f", last epoch {losses}" if losses else "")
+            + (f", {self.seconds:.0f} s" if not self.dry_run else "")
+            + f" -> {self.run}"
+        )
+        return "\n".join(lines)
+
+
+def train_e2e(
+    videos: Sequence[str | Path],
+    *,
+    annotations: str | Path,
+    backbone: str,
+    weights: str | Path | None = None,
+    adapter: Literal["tia", "ladder", "plain", "longlora", "none"] | None = None,
+    tune: Literal["adapter", "full", "frozen"] | None = None,
+    egs: float | None = None,
+    egs_strategy: str | None = None,
+    unsampled: Literal["forward", "store"] | None = None,
+    features: str | Path | None = None,
+    representation: Literal["snippet", "frame"] | None = None,
+    detector: str | None = None,
+    preset: str | None = None,
+    sets: Sequence[str] = (),
+    stride: int | None = None,
+    out: str | Path | None = None,
+    runs: str | Path = "runs",
+    resume: bool = False,
+    dataset: str | None = None,
+    subset: str | None = None,
+    test_subset: str | None = None,
+    val_subset: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> E2EResult:
+    """Train a backbone and a detector together on videos.
+
+    Args:
+        videos: files and folders, of all subsets.
+        backbone, weights: as of `extract`; `weights` may also be the folder of an earlier run.
+        adapter, tune: what of the backbone trains; an adapter alone means tune = "adapter".
+        egs: share of the clips that get gradients; 1 is the full gradient.
+        egs_strategy: how they are chosen: random, grid, block, fps, dpp.
+        unsampled: "forward" encodes the other clips too, "store" reads them from `features`.
+        representation: "snippet" (a vector per clip) or "frame" (a window is one line of clips).
+        detector, preset: as of `train_detector`; `sets` change the preset ("e2e.egs.ratio=0.5").
+        stride: frames between grid steps; without it the preset's, else 4.
+        out: run folder; without it, `runs`/e2e.
+        resume: go on with the run in the folder; it must have the same configuration.
+        subset, test_subset, val_subset: as of `train_detector`.
+    Returns:
+        What was done; `exit_code` is 3 when videos turned out unusable.
+    Raises:
+        ConfigError, AnnotationError, CheckpointError: before anything is written.
+        TadpipeError: too many videos cannot be used, or the loss is not finite any more.
+    """
+    started = time.monotonic()
+    device = resolve_device(device)
+    options = E2EOptions(adapter, tune, egs, egs_strategy, unsampled, representation)
+    name = choose_preset(detector, preset)
+    loaded = pixel_preset(load_preset(name, [*options.as_sets(), *sets], detector))
+    pixels = plan_pixels(loaded, backbone, weights, stride=stride, device=device, seed=seed)
+    with DecodeProcess() as tests, DecodeProcess() as trainings:
+        files = files_by_name(videos)
+        table = VideoTable(
+            files,
+            pixels.backbone,
+            pixels.spec,
+            pixels.grid,
+            tests,
+            device=device,
+            batch=TEST_BATCH["cpu" if device == "cpu" else "cuda"],
+        )
+        plan = make_plan(
+            [table],
+            name,
+            replace(loaded, e2e=pixels.config),
+            annotations=annotations,
+            dataset=dataset,
+            subset=subset,
+            test_subset=test_subset,
+            val_subset=val_subset,
+            seed=seed,
+        )
+        folder = Path(out) if out is not None else Path(runs) / "e2e"
+        run = _Run(plan, pixels, table, folder, device, progress)
+        check_run_folder(folder, run.config(), resume=resume)
+        learner = run.learner(features)
+        loader = run.loader(trainings)
+        result = run.describe(learner, loader)
+        if dry_run:
+            return result
+        if weights is not None:
+            remember_weights(
+                pixels.spec.adapter_sha256 or pixels.spec.weights_sha256,
+                KnownWeights(backbone_weights(weights) or weights, seed),
+            )
+        run.write_start()
+        trainer = run.train(learner, loader, resume)
+        evaluation = run.finish(trainer, loader.failed)
+    return replace(
+        result,
+        dry_run=False,
+        failed=(*loader.failed.since, *loader.failed.tested),
+        seconds=time.monotonic() - started,
+        losses=last_epoch(folder, result.steps // result.epochs),
+        evaluation=evaluation,
+    )
+
+
+class _Run:
+    """The parts of one run and its folder."""
+
+    def __init__(
+        self,
+        plan: TrainPlan,
+        pixels: PixelPlan,
+        table: VideoTable,
+        folder: Path,
+        device: str,
+        progress: Progress,
+    ) -> None:
+        self.plan = plan
+        self.pixels = pixels
+        self.table = table
+        self.folder = folder
+        self.device = device
+        self.progress = progress
+
+    def config(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {**self.plan.config(), "e2e": to_mapping(self.pixels.config)}
+
+    def learner(self, features: str | Path | None) -> E2ELearner:
+        """Backbone and detector with fresh detector weights."""
+        plan, config = self.plan, self.pixels.config
+        torch.manual_seed(plan.seed)
+        return E2ELearner(
+            self.pixels.backbone,
+            plan.recipe.make_model(),
+            plan.preset.training,
+            config,
+            window_len=plan.recipe.window_len,
+            seed=plan.seed,
+            device=self.device,
+            bank=open_bank(plan, config, features),
+        )
+
+    def loader(self, decoder: DecodeProcess) -> PixelLoader:
+        """Training windows.
+
+        Raises:
+            ConfigError: no training video has a file.
+        """
+        plan, config = self.plan, self.pixels.config
+        annotated = plan.annotations.subset(plan.subsets.train)
+        stored_as = plan.coverage(plan.subsets.train).stored_as
+        if not stored_as:
+            raise ConfigError(
+                "No video of the training subset has a file.",
+                f"{len(self.table.files)} files;  {plan.annotations.source}: {len(annotated)} "
+                f"videos of '{plan.subsets.train}' ({', '.join(list(annotated)[:3])}, ...)",
+                "Name the folder that holds them, or another --annotations or --subset.",
+            )
+        recipe = self.pixels.backbone.pixels
+        cache = FrameCache(
+            decoder,
+            keep_for(recipe, config.augment),
+            limit_bytes=int(config.cache_gib * GIB),
+            fps=self.pixels.spec.fps,
+        )
+        windows = PixelWindows(
+            self.table.files,
+            {stored: annotated[name] for name, stored in stored_as.items()},
+            plan.label_ids(),
+            plan.recipe.windows,
+            self.pixels.grid,
+            cache,
+            config.augment,
+            recipe.size,
+        )
+        failed = FailedVideos(self.folder, len(windows), config.most_failed)
+        return PixelLoader(windows, plan.preset.training.batch_size, seed=plan.seed, failed=failed)
+
+    def describe(self, learner: E2ELearner, loader: PixelLoader) -> E2EResult:
+        """What would be trained; a run of it fills in the rest."""
+        plan, config = self.plan, self.pixels.config
+        used = [name for name in plan.subsets if name is not None]
+        missing = [video for name in used for video in plan.coverage(name).without_features]
+        if missing:
+            logger.warning(
+                "%d annotated videos have no file: %s", len(missing), ", ".join(missing[:5])
+            )
+        training = plan.preset.training
+        return E2EResult(
+            run=self.folder,
+            detector=plan.preset.detector,
+            preset=plan.preset_name,
+            backbone=self.pixels.backbone.name,
+            tune=config.tune,
+            adapter=config.adapter.kind,
+            egs=config.egs.ratio if config.tune != "frozen" else 0.0,
+            representation=config.representation,
+            trained_parameters=_sizes(learner),
+            videos=len(loader.windows),
+            epochs=training.epochs_to_run,
+            steps=training.epochs_to_run * training.steps_per_epoch(loader.steps_per_pass),
+            without_files=tuple(missing),
+            dry_run=True,
+        )
+
+    def write_start(self) -> None:
+        """What the run is, before its first step; the recipe is completed at the end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / CONFIG_FILE, self.config())
+        write_json(self.folder / RECIPE_FILE, self.plan.recipe.to_mapping())
+        write_json(self.folder / ENVIRONMENT_FILE, environment(self.device, self.plan.seed))
+
+    def train(self, learner: E2ELearner, loader: PixelLoader, resume: bool) -> Trainer[PixelBatch]:
+        """The loop, with progress in steps and the report on the validation subset."""
+        config = self.plan.preset.training
+        done = 0
+
+        def on_step(step: int, loss: float) -> None:
+            nonlocal done
+            self.progress.advance(step + 1 - done, f"loss {loss:.3f}")
+            done = step + 1
+
+        def validate(epoch: int) -> Mapping[str, float]:
+            validation = self.plan.subsets.validation
+            assert validation is not None  # checked by the plan
+            found = self._detect(learner.detector, validation, loader.failed, SILENT)
+            average = self._score(found, validation).average_map
+            logger.info("epoch %d: average mAP %.4f on '%s'", epoch, average, validation)
+            return {"epoch": epoch, "validation_map": average}
+
+        steps = config.epochs_to_run * config.steps_per_epoch(loader.steps_per_pass)
+        self.progress.begin("train", steps, "step")
+        trainer = train(
+            learner,
+            loader,
+            config,
+            self.folder,
+            resume=resume,
+            validate=validate if config.validate_every else None,
+            on_step=on_step,
+        )
+        self.progress.end()
+        return trainer
+
+    def finish(self, trainer: Trainer[PixelBatch], failed: FailedVideos) -> Evaluation | None:
+        """Write both parts' averaged weights and the recipe; score the test subset."""
+        learner = trainer.learner
+        prefix = "detector."
+        state = {
+            name.removeprefix(prefix): value
+            for name, value in trainer.ema.state.items()
+            if name.startswith(prefix)
+        }
+        with trainer.ema.applied_to(trainer.model):
+            spec = self._save_backbone()
+            recipe = replace(self.plan.recipe, features=(spec,))
+            write_json(self.folder / RECIPE_FILE, recipe.to_mapping())
+            save_weights(self.folder / MODEL_FILE, state)
+            test = self.plan.subsets.test
+            if test is None:
+                return None
+            found = self._detect(learner.detector, test, failed, self.progress)
+            save_detections(self.folder / DETECTIONS_FILE, found)
+            evaluation = self._score(found, test)
+            evaluation.save(self.folder / EVALUATION_FILE)
+            return evaluation
+
+    def _save_backbone(self) -> FeatureSpec:
+        """Keep the tuned backbone; the spec of the features it makes."""
+        spec = self.pixels.spec
+        if self.pixels.config.tune == "frozen":
+            return spec
+        path = self.folder / BACKBONE_FILE
+        save_backbone(path, self.pixels.backbone)
+        tuned = load_backbone(spec.backbone, path)
+        adapters = tuned.adapter_sha256 if isinstance(tuned, Adaptable) else ""
+        remember_weights(adapters or tuned.weights_sha256, KnownWeights(path))
+        return replace(spec, weights_sha256=tuned.weights_sha256, adapter_sha256=adapters)
+
+    def _detect(
+        self, detector: nn.Module, subset: str, failed: FailedVideos, progress: Progress
+    ) -> Detections:
+        """Detections of the subset; videos that cannot be read have none."""
+        videos = self.plan.coverage(subset).stored_as
+        model = self.pixels.backbone
+        assert isinstance(model, nn.Module)
+        modes = [(part, part.training) for part in (model, detector)]
+        for part, _ in modes:
+            part.eval()
+        progress.begin(f"detect on '{subset}'", len(videos), "video")
+        found: Detections = {}
+        for name, stored in videos.items():
+            try:
+                sequence = FeatureSequence([self.table.open(stored)])
+                duration_sec = self.plan.durations_sec({name: stored})[name]
+                found[name] = detect_on_features(
+                    detector, sequence, self.plan.recipe, duration_sec=duration_sec
+                )
+            except VideoError as error:
+                failed.note(self.table.files[stored], stored, error)
+                found[name] = []
+            progress.advance()
+        progress.end(f"detect on '{subset}': {len(videos)} videos")
+        for part, mode in modes:
+            part.train(mode)
+        return found
+
+    def _score(self, found: Detections, subset: str) -> Evaluation:
+        """mAP on a subset, by the data set's thresholds and protocol."""
+        spec = self.plan.spec
+        return evaluate(
+            found,
+            annotations=self.plan.truth(),
+            dataset=None if spec is None else spec.name,
+            subset=subset,
+        )
+
+
+def _sizes(learner: E2ELearner) -> dict[str, int]:
+    """How many parameters train, by group."""
+    groups = {"detector": dict(learner.detector.named_parameters())}
+    groups |= trainable_groups(learner.backbone)
+    return {
+        name: sum(p.numel() for p in parameters.values() if p.requires_grad)
+        for name, parameters in groups.items()
+    }
