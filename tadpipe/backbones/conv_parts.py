@@ -5,7 +5,7 @@ None of the papers calls these its own. Shapes: N clips, C channels, F frames, H
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as nnf
@@ -84,3 +84,30 @@ def check_clip_len(name: str, clip_len: int, fewest_frames: int = 1) -> int:
             f"{name} needs clips of at least {fewest_frames} frames.", f"clip_len = {clip_len}"
         )
     return clip_len
+
+
+def map_of_windows(
+    trunk: Callable[[Tensor], Tensor], clips: Tensor, clips_per_window: int
+) -> Tensor:
+    """Run the trunk over whole windows and cut the map at the clips' borders again.
+
+    Args:
+        trunk: pictures [R, 3, k * F, H, W] -> map [R, C, k * t, h, w].
+        clips: [R * k, 3, F, H, W], the k clips of a window in a row.
+    Returns:
+        [R * k, C, t, h, w]; inside a window the steps of neighbouring clips see each other.
+    Raises:
+        ConfigError: the map's steps do not fall to whole clips.
+    """
+    if clips_per_window == 1:
+        return trunk(clips)
+    windows = clips.unflatten(0, (-1, clips_per_window)).transpose(1, 2).flatten(2, 3)
+    cells = trunk(windows)
+    if cells.shape[2] % clips_per_window:
+        raise ConfigError(
+            "The steps of a window's map do not fall to whole clips.",
+            f"{clips_per_window} clips of {clips.shape[2]} frames give {cells.shape[2]} steps",
+            "Use clips whose length is a multiple of the backbone's stride in time.",
+        )
+    steps = cells.shape[2] // clips_per_window
+    return cells.unflatten(2, (clips_per_window, steps)).transpose(1, 2).flatten(0, 1)

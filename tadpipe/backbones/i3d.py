@@ -23,6 +23,7 @@ from tadpipe.backbones.conv_parts import (
     check_clip_len,
     check_clips,
     initialise_convs,
+    map_of_windows,
     set_conv_dtype,
     without_counters,
 )
@@ -161,6 +162,8 @@ class I3d(nn.Module):
         static_padding: pad as if sizes were multiples of the strides (the batch3d layout).
     """
 
+    bits_depend_on_batch = True
+
     def __init__(
         self,
         *,
@@ -205,13 +208,13 @@ class I3d(nn.Module):
         kernel = [min(axis, size) for axis, size in zip(POOL, cells.shape[2:], strict=True)]
         return nnf.avg_pool3d(cells, kernel, stride=1)
 
-    def feature_map(self, clips: Tensor) -> Tensor:
+    def feature_map(self, clips: Tensor, clips_per_window: int = 1) -> Tensor:
         """clips [N, Ci, F, H, W] -> the last stage's map [N, 1024, F/8, H/32, W/32] float32.
 
-        Sizes are rounded up at each halving; F may be a whole window.
+        Sizes are rounded up at each halving. The clips of a window are convolved as one.
         """
         check_clips(self.name, clips, self.in_channels, FEWEST_FRAMES)
-        return self.trunk(clips).float()
+        return map_of_windows(self.trunk, clips, clips_per_window).float()
 
     def trunk(self, clips: Tensor) -> Tensor:
         """clips -> the last stage's map, in the type of the convolutions."""

@@ -23,6 +23,9 @@ class Backbone(Protocol):
         out_channels: C of the features.
         pixels: how decoded frames become the pixels of a clip.
         weights_sha256: identity of the loaded weights, "" before any were loaded.
+        bits_depend_on_batch: whether the last bits of a row change with the number of clips in
+            the pass (convolutions); features are then promised at equal, padded batches.
+    Where shapes say 3 channels, optical flow has 2, as `pixels.channels` says.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Backbone(Protocol):
     out_channels: int
     pixels: PixelRecipe
     weights_sha256: str
+    bits_depend_on_batch: bool
 
     def __call__(self, clips: Tensor) -> Tensor:
         """clips [N, 3, F, H, W] -> features [N, C] float32, one per clip."""
@@ -38,7 +42,8 @@ class Backbone(Protocol):
         """clips [N, 3, F, H, W] -> dense features [N, C, t, h, w] float32.
 
         Consecutive clips of one window are neighbouring rows. What an adapter sees of time ends
-        at the borders of a window of `clips_per_window` clips; the backbone itself sees one clip.
+        at the borders of a window of `clips_per_window` clips; a transformer itself sees one clip,
+        a convolutional backbone the whole window.
         """
 
     def set_clip_len(self, clip_len: int) -> None:

@@ -20,6 +20,7 @@ from tadpipe.backbones.conv_parts import (
     check_clip_len,
     check_clips,
     initialise_convs,
+    map_of_windows,
     set_conv_dtype,
     without_counters,
 )
@@ -84,6 +85,8 @@ class R2Plus1d(nn.Module):
         blocks: residual blocks per stage.
     """
 
+    bits_depend_on_batch = True
+
     def __init__(
         self,
         *,
@@ -118,13 +121,13 @@ class R2Plus1d(nn.Module):
         """clips [N, 3, F, H, W] -> features [N, 512] float32."""
         return self.feature_map(clips).mean(dim=(2, 3, 4))
 
-    def feature_map(self, clips: Tensor) -> Tensor:
+    def feature_map(self, clips: Tensor, clips_per_window: int = 1) -> Tensor:
         """clips [N, 3, F, H, W] -> the last map [N, 512, F/8, H/16, W/16] float32, rounded up.
 
-        F may be a whole window.
+        The clips of a window are convolved as one.
         """
         check_clips(self.name, clips, 3)
-        return self.trunk(clips).float()
+        return map_of_windows(self.trunk, clips, clips_per_window).float()
 
     def trunk(self, clips: Tensor) -> Tensor:
         """clips -> the last map, in the type of the convolutions."""

@@ -20,6 +20,7 @@ from tadpipe.backbones.conv_parts import (
     check_clip_len,
     check_clips,
     initialise_convs,
+    map_of_windows,
     set_conv_dtype,
     without_counters,
 )
@@ -103,6 +104,8 @@ class Tsm(nn.Module):
         num_classes: K of the classification head, 0 = no head.
     """
 
+    bits_depend_on_batch = True
+
     def __init__(
         self,
         *,
@@ -152,24 +155,23 @@ class Tsm(nn.Module):
         logits: Tensor = self.head(self(clips))  # linear, so that the mean may come first
         return logits
 
-    def feature_map(self, clips: Tensor) -> Tensor:
+    def feature_map(self, clips: Tensor, clips_per_window: int = 1) -> Tensor:
         """clips [N, 3, F, H, W] -> the last map [N, C, F, H/32, W/32] float32, rounded up.
 
-        F may be a whole window; channels then move along all of it.
+        Channels move along all clips of a window, and not from window to window.
         """
         check_clips(self.name, clips, 3)
-        cells = self.trunk(clips).float()
-        return cells.unflatten(0, (len(clips), -1)).transpose(1, 2)
+        return map_of_windows(self.trunk, clips, clips_per_window).float()
 
     def trunk(self, clips: Tensor) -> Tensor:
-        """clips -> the last map of every frame [N*F, C, h, w], in the type of the convolutions."""
-        frames = clips.shape[2]
+        """clips -> the last map [N, C, F, h, w], in the type of the convolutions."""
+        count, frames = len(clips), clips.shape[2]
         x = clips.transpose(1, 2).flatten(0, 1).to(self.conv1.conv.weight.dtype)  # [N*F, 3, H, W]
         x = self.stem(x)  # [N*F, base, H/4, W/4]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
                 x = block(x, frames)
-        return x
+        return x.unflatten(0, (count, frames)).transpose(1, 2)
 
     def stem(self, x: Tensor) -> Tensor:
         """[N*F, 3, H, W] -> [N*F, base, H/4, W/4]: convolution, norm, ReLU, max pooling."""

@@ -200,6 +200,7 @@ class VideoMAE(nn.Module):
     """
 
     snippet_only = ("fc_norm", "head")
+    bits_depend_on_batch = False
 
     def __init__(
         self,

@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tadpipe.annotations import load_annotations
 from tadpipe.backbones.loading import load_backbone
 from tadpipe.backbones.pixels import PIXEL_RECIPES
 from tadpipe.backbones.protocol import Backbone
 from tadpipe.backbones.tia import Adaptable
 from tadpipe.config import PixelRecipe
 from tadpipe.datasets import DATASETS
+from tadpipe.datasets.annotation_files import annotation_copy, read_annotations
 from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.errors import ConfigError, VideoError, VideoReason
 from tadpipe.pipeline.clip_batches import ClipBatches, VideoRows
@@ -39,6 +39,8 @@ from tadpipe.video.process import DecodeProcess
 from tadpipe.video.snippets import SnippetPlan
 
 logger = logging.getLogger(__name__)
+
+PADDED_BATCH = 8  # clips per pass on any device, where the last bits depend on the number
 
 
 def extract(
@@ -84,7 +86,8 @@ def extract(
         dataset: whose annotations these are: names its file prefix and the labels it drops.
         annotations: kept in the store, so that training needs only the store.
         dtype: arithmetic of the backbone.
-        batch: clips per forward pass; default 4 on the CPU and 32 on a GPU.
+        batch: clips per forward pass; default 4 on the CPU and 32 on a GPU. For convolutional
+            backbones 8 anywhere, the last batch is padded, and the number is part of the spec.
         feature_dtype: how rows are stored.
         on_truncated: "skip" a file that ends early, or "keep" what can be decoded.
         shard_of: (i, n) takes every n-th video from the i-th on.
@@ -106,7 +109,7 @@ def extract(
     if clip_len is not None:
         model.set_clip_len(clip_len)
     if pixels is not None:
-        model.pixels = _recipe(pixels, model.pixels.size)
+        model.pixels = _recipe(pixels, model.pixels)
     spec = FeatureSpec(
         backbone=backbone,
         weights_sha256=model.weights_sha256,
@@ -121,6 +124,7 @@ def extract(
         truncated=on_truncated,
         fps=fps,
         compute_dtype=dtype,
+        batch=(batch or PADDED_BATCH) if model.bits_depend_on_batch else None,
         stored_dtype=feature_dtype,
     )
     report = extract_features(
@@ -160,7 +164,9 @@ def extract_features(
 
     Args:
         model: on `device`; its weights, pixels and channels are those of the spec.
-        pad: fill the last batch, for a compiled backbone with fixed shapes.
+        batch: clips per forward pass, where the spec leaves it open.
+        pad: fill the last batch, for a compiled backbone with fixed shapes; always done where the
+            spec states the batch.
     """
     started = time.monotonic()
     report = ExtractReport(Path(store), spec.fid, dry_run)
@@ -170,8 +176,8 @@ def extract_features(
             SnippetPlan(spec.anchor, spec.clip_len, spec.frame_interval, spec.stride),
             process,
             device=device,
-            batch=batch or (4 if device == "cpu" else 32),
-            pad=pad,
+            batch=spec.batch or batch or (4 if device == "cpu" else 32),
+            pad=pad or spec.batch is not None,
             fps=spec.fps,
             keep_truncated=spec.truncated == "keep",
         )
@@ -368,19 +374,32 @@ def _read_annotations(annotations: Path | str | None, dataset: str | None) -> _A
     spec: DatasetSpec | None = None if dataset is None else resolve("dataset", DATASETS, dataset)
     if annotations is None:
         return _Annotated()
-    path = Path(annotations)
-    drop = () if spec is None else spec.dropped_labels
-    names = tuple(load_annotations(path, drop_labels=drop).videos)
-    return _Annotated(path.read_bytes(), names, "" if spec is None else spec.feature_prefix)
+    names = tuple(read_annotations(annotations, spec).videos)
+    prefix = "" if spec is None else spec.feature_prefix
+    return _Annotated(annotation_copy(annotations, spec), names, prefix)
 
 
-def _recipe(pixels: str | PixelRecipe, size: int) -> PixelRecipe:
-    """A pixel recipe by name, at the picture size of the backbone."""
-    if isinstance(pixels, PixelRecipe):
-        return pixels
+def _recipe(pixels: str | PixelRecipe, own: PixelRecipe) -> PixelRecipe:
+    """A pixel recipe by name, at the picture size of the backbone's own.
+
+    Raises:
+        ConfigError: unknown, or pictures of another number of channels.
+    """
+    if isinstance(pixels, str):
+        pixels = replace(_named_recipe(pixels), size=own.size)
+    if pixels.channels != own.channels:
+        raise ConfigError(
+            "The pixel recipe does not fit the backbone.",
+            f"{pixels.colour}: {pixels.channels} channels, the backbone takes {own.channels}",
+            "Leave --pixels out: the backbone brings its own.",
+        )
+    return pixels
+
+
+def _named_recipe(pixels: str) -> PixelRecipe:
     if pixels not in PIXEL_RECIPES:
         raise ConfigError(
             f"Unknown pixel recipe '{pixels}'.",
             todo=f"Known: {', '.join(nearest(pixels, PIXEL_RECIPES) or PIXEL_RECIPES)}.",
         )
-    return replace(PIXEL_RECIPES[pixels], size=size)
+    return PIXEL_RECIPES[pixels]

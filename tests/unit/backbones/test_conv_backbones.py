@@ -77,6 +77,24 @@ def test_feature_is_the_mean_of_the_map(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_clips_of_a_window_are_seen_as_one_and_windows_apart(name: str) -> None:
+    model = small(name)
+    windows = torch.cat([clips(2), clips(2, seed=7)], dim=2)  # [2, 3, 32, H, W]
+    rows = torch.stack([windows[:, :, :16], windows[:, :, 16:]], dim=1).flatten(0, 1)
+    with torch.inference_mode():
+        whole, parts = model.feature_map(windows), model.feature_map(rows, clips_per_window=2)
+        apart = model.feature_map(rows)
+    joined = torch.cat([parts[0::2], parts[1::2]], dim=2)
+    assert torch.equal(joined, whole)
+    assert not torch.allclose(parts, apart)
+
+
+def test_map_that_does_not_fall_to_whole_clips_is_refused() -> None:
+    with pytest.raises(ConfigError, match="whole clips"):
+        small("r2plus1d").feature_map(clips(2)[:, :, :4], clips_per_window=2)
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_training_mode_neither_uses_nor_moves_the_statistics_of_a_batch(name: str) -> None:
     model = small(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}

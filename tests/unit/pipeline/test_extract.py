@@ -12,6 +12,7 @@ import torch
 
 from tadpipe.backbones.loading import load_backbone
 from tadpipe.backbones.pixels import prepare
+from tadpipe.config import PixelRecipe
 from tadpipe.errors import ConfigError
 from tadpipe.pipeline.extract import extract
 from tadpipe.pipeline.progress import Silent
@@ -22,6 +23,13 @@ from tadpipe.video.snippets import SnippetPlan
 from tests.corpus import make_video, uneven_times
 
 SETTINGS: dict[str, Any] = {"backbone": "videomae-tiny", "weights": "random", "device": "cpu"}
+
+SMALL_CONV: dict[str, Any] = {
+    **SETTINGS,
+    "backbone": "tsm-r50",
+    "clip_len": 2,
+    "pixels": PixelRecipe(size=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +63,35 @@ def test_features_equal_the_clip_by_clip_loop_bit_for_bit(
         expected = clip_by_clip(path, SnippetPlan(anchor, 16, 1, 4))
         stored = FeatureStore.open(store)[path.stem][:]
         assert np.array_equal(stored, expected)
+
+
+def test_convolutional_features_are_the_same_bits_at_equal_padded_batches(
+    videos: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {**SMALL_CONV, "stride": 25, "feature_dtype": "float32"}
+    report = extract([videos], store=tmp_path / "s.zarr", batch=3, **settings)
+    assert FeatureStore.open(tmp_path / "s.zarr").spec(report.fid).batch == 3
+    model = load_backbone("tsm-r50", "random")
+    path, plan = videos / "v2.mp4", SnippetPlan("start", 2, 1, 25)  # its last clip fills a batch
+    frames = np.stack(list(open_frames(path)))
+    stored = FeatureStore.open(tmp_path / "s.zarr")["v2"][:]
+    for row, indices in zip(stored, plan.frame_indices(len(frames)), strict=True):
+        pixels = prepare(torch.from_numpy(frames[indices]), SMALL_CONV["pixels"], "cpu")
+        with torch.inference_mode():
+            naive = model(pixels.transpose(0, 1).expand(3, -1, -1, -1, -1))[0]
+        assert np.array_equal(row, naive.numpy())
+
+
+def test_batch_is_part_of_the_spec_only_where_bits_depend_on_it(
+    videos: Path, tmp_path: Path
+) -> None:
+    def fid(settings: dict[str, Any], batch: int | None) -> str:
+        return extract(
+            [videos], store=tmp_path / "s.zarr", batch=batch, dry_run=True, **settings
+        ).fid
+
+    assert fid(SMALL_CONV, None) == fid(SMALL_CONV, 8) != fid(SMALL_CONV, 3)
+    assert fid(SETTINGS, None) == fid(SETTINGS, 3)
 
 
 def test_every_frame_is_decoded_once(videos: Path, tmp_path: Path) -> None:
@@ -187,6 +224,12 @@ def test_options_that_decide_numbers_decide_the_fid(videos: Path, tmp_path: Path
     }
     assert len(fids) == len(changes)
     assert not (tmp_path / "s.zarr").exists()
+
+
+def test_pixel_recipe_of_other_channels_is_refused(videos: Path, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "backbone": "i3d-flow", "pixels": "i3d"}
+    with pytest.raises(ConfigError, match="does not fit the backbone"):
+        extract([videos], store=tmp_path / "s.zarr", **settings)
 
 
 def test_unknown_pixel_recipe_is_refused(videos: Path, tmp_path: Path) -> None:
