@@ -26,11 +26,15 @@ def errors_text(diagnosis: Diagnosis, *, width: int, per_class: bool = False) ->
     Args:
         per_class: list every class, not only the worst.
     """
+    head = _head(diagnosis, width)
+    if not diagnosis.problem.found.score.size:
+        actions = count_text(diagnosis.problem.truth.video.size, "action")
+        return "\n".join([*head, *prose(f"no detections: missed {actions}, all there are", width)])
     blocks = [
-        _head(diagnosis, width),
+        head,
         _kinds(diagnosis, width),
         _by_characteristic(diagnosis, width),
-        *[_pairs(g, width) for g in diagnosis.false_negatives.by_bin if len(g.characteristics) > 1],
+        *_pairs(diagnosis, width),
         _classes(diagnosis, width, None if per_class else SHOWN),
         _confusion(diagnosis, width),
         _calibration(diagnosis, width),
@@ -42,7 +46,7 @@ def errors_text(diagnosis: Diagnosis, *, width: int, per_class: bool = False) ->
 
 def _head(diagnosis: Diagnosis, width: int) -> list[str]:
     tious = diagnosis.tious
-    span = f"{tious[0]:.2f}" + (f" to {tious[-1]:.2f}" if len(tious) > 1 else "")
+    span = f"{min(tious):.2f}" + (f" to {max(tious):.2f}" if len(tious) > 1 else "")
     lines = [
         f"ERRORS (DETAD) at tIoU {span}",
         *prose(
@@ -129,16 +133,28 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _pairs(group: Missed, width: int) -> list[str]:
-    first, second = (list(dict.fromkeys(names)) for names in zip(*group.bins, strict=True))
-    rates = dict(zip(group.bins, zip(group.unmatched_rate, group.num_truth, strict=True),
-                     strict=True))  # fmt: skip
-    rows: list[Row] = [(f"{group.characteristics[0]} \\ {group.characteristics[1]}", *second)]
-    for a in first:
-        cells = [rates.get((a, b)) for b in second]
-        rows.append((a, *("-" if c is None else f"{_percent(c[0])} ({c[1]})" for c in cells)))
-    names = " and ".join(group.characteristics)
-    return [*prose(f"Missed actions by {names}, % (of so many)", width), *fitted(rows, width)]
+def _pairs(diagnosis: Diagnosis, width: int) -> list[list[str]]:
+    """One block for each pair of characteristics."""
+    bins = {item.name: item.bins.names for item in diagnosis.characteristics}
+    blocks = []
+    for group in diagnosis.false_negatives.by_bin:
+        if len(group.characteristics) < 2:
+            continue
+        first, second = group.characteristics
+        cells = {
+            names: f"{_percent(rate)} ({count})"
+            for names, rate, count in zip(
+                group.bins, group.unmatched_rate, group.num_truth, strict=True
+            )
+        }
+        columns = [b for b in bins[second] if any(names[1] == b for names in cells)]
+        rows: list[Row] = [(f"{first} \\ {second}", *columns)]
+        for a in bins[first]:
+            if any(names[0] == a for names in cells):
+                rows.append((a, *(cells.get((a, b), "-") for b in columns)))
+        title = f"Missed actions by {first} and {second}, % (of so many)"
+        blocks.append([*prose(title, width), *fitted(rows, width)])
+    return blocks
 
 
 def _classes(diagnosis: Diagnosis, width: int, limit: int | None) -> list[str]:
@@ -204,7 +220,7 @@ def _calibration(diagnosis: Diagnosis, width: int) -> list[str]:
         ("right %", *(_percent(scores.precision[at, i]) for i in filled)),
     ]
     head = f"Calibration of scores at tIoU {diagnosis.tious[at]:.2f}: {error}"
-    return [*prose(head, width), *(fitted(rows, width) if filled else ["no detections"])]
+    return [*prose(head, width), *fitted(rows, width)]
 
 
 def _recalls(diagnosis: Diagnosis, width: int) -> list[str]:

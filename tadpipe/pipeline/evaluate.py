@@ -6,152 +6,44 @@ those blocked, labels that are no class, and equal scores, whose order decides t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tadpipe.annotations import (
     Annotations,
     Detections,
-    load_annotations,
     load_detections,
 )
-from tadpipe.config import write_atomically
 from tadpipe.datasets import DATASETS
+from tadpipe.datasets.annotation_files import read_annotations
+from tadpipe.datasets.epic_files import epic_truth_file, is_epic
 from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.epic_csv import load_epic_csv
 from tadpipe.errors import AnnotationError, ConfigError, Defect
 from tadpipe.evaluation.characteristics import Bins
-from tadpipe.evaluation.detection_map import DetectionScore, score_detections
-from tadpipe.evaluation.diagnosis import Diagnosis
+from tadpipe.evaluation.detection_map import score_detections
 from tadpipe.evaluation.epic import TIOUS as EPIC_TIOUS
 from tadpipe.evaluation.epic import load_submission, score_epic
-from tadpipe.evaluation.proposals import ProposalRecall, average_recall
+from tadpipe.evaluation.proposals import average_recall
 from tadpipe.evaluation.protocols import Protocol, protocol_named
 from tadpipe.evaluation.tables import DetectionTable, TruthTable
 from tadpipe.json_text import read_json, shown
-from tadpipe.pipeline.class_fusion import Labelled, check_used, labelled_for_scoring, source_text
+from tadpipe.pipeline.class_fusion import Labelled, check_used, labelled_for_scoring
 from tadpipe.pipeline.error_analysis import (
     BinChoice,
     chosen_bins,
     find_epic_errors,
     find_errors,
 )
-from tadpipe.pipeline.error_table import errors_text
+from tadpipe.pipeline.evaluation_result import Evaluation
 from tadpipe.pipeline.recipe import RECIPE_FILE
 from tadpipe.pipeline.run_settings import run_settings
-from tadpipe.pipeline.score_table import count_text, score_text
 from tadpipe.registry import resolve
 
 TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)  # where no data set says otherwise
 DETECTIONS_FILE = "detections.json"  # in a run folder
-EVALUATION_FILE = "eval.json"
-ERRORS_FILE = "errors.json"
-TEXT_WIDTH = 120  # of the tables of errors, where no terminal has its own
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The scores of one evaluation and what they were computed from."""
-
-    scores: Mapping[str, DetectionScore]  # task -> score; the only task is "detection", but EPIC
-    subset: str
-    detections: str = ""  # files, "" when given as objects
-    annotations: str = ""
-    dataset: str | None = None
-    defects: tuple[Defect, ...] = ()  # of the annotations
-    blocked_because: Mapping[str, str] | None = None  # video -> reason, as far as known
-    proposals: ProposalRecall | None = None  # AR@AN, when asked for
-    has_one_label: bool = False  # class-agnostic detections, and no class scores
-    class_scores: Mapping[str, Any] | None = None  # where the labels come from, if from a file
-    unscored: tuple[str, ...] = ()  # videos without class scores, whose detections were dropped
-    errors: Mapping[str, Diagnosis] | None = None  # task -> diagnosis, when asked for
-
-    @property
-    def score(self) -> DetectionScore:
-        """The score of detection; of EPIC's three tasks the score of actions."""
-        return list(self.scores.values())[-1]
-
-    @property
-    def average_map(self) -> float:
-        """Mean of mAP over the thresholds, a fraction."""
-        return self.score.average_map
-
-    def to_mapping(self) -> dict[str, Any]:
-        """JSON-ready; fractions, not percent. Several tasks are nested by name."""
-        mapping: dict[str, Any] = {
-            "detections": self.detections,
-            "annotations": self.annotations,
-            "dataset": self.dataset,
-            "subset": self.subset,
-            "class_agnostic": self.has_one_label,
-            "class_scores": self.class_scores,
-            "unscored": list(self.unscored),
-        }
-        if len(self.scores) == 1:
-            mapping |= self.score.to_mapping()
-        else:
-            mapping |= {task: score.to_mapping() for task, score in self.scores.items()}
-        if self.blocked_because:
-            reasons = self.blocked_because
-            mapping["blocked_because"] = {v: reasons[v] for v in self.score.blocked if v in reasons}
-        if self.proposals is not None:
-            mapping["proposals"] = {
-                "auc": self.proposals.auc,
-                "average_recall": self.proposals.average_recall.tolist(),
-                "proposals_per_video": self.proposals.proposals_per_video.tolist(),
-            }
-        mapping["annotation_defects"] = [str(defect) for defect in self.defects]
-        if self.errors is not None:
-            mapping["errors"] = self._errors_mapping(self.errors)
-        return mapping
-
-    def _errors_mapping(self, errors: Mapping[str, Diagnosis]) -> dict[str, Any]:
-        documents = {task: diagnosis.to_mapping() for task, diagnosis in errors.items()}
-        return documents if len(documents) > 1 else next(iter(documents.values()))
-
-    def text(self, per_class: bool = False, width: int = TEXT_WIDTH) -> str:
-        """The scores as tables for a person, in percent; those of errors are `width` wide."""
-        heads = [name for name in (self.dataset, self.subset and f"subset {self.subset}") if name]
-        blocks = [
-            score_text(
-                score,
-                ", ".join([*heads, *([task] if len(self.scores) > 1 else [])]),
-                per_class=per_class,
-                blocked_because=self.blocked_because or {},
-            )
-            for task, score in self.scores.items()
-        ]
-        if self.proposals is not None:
-            curve = self.proposals
-            points = [n for n in (1, 5, 10, 50, 100) if n <= curve.proposals_per_video[-1] + 0.5]
-            recalls = "  ".join(f"AR@{n} {100 * curve.at(n):.2f}" for n in points)
-            blocks.append(f"proposals: {recalls}  AUC {100 * curve.auc:.2f}")
-        if self.has_one_label or self.class_scores is not None:
-            blocks.append(source_text(self.class_scores, self.unscored))
-        errors = sum(not defect.is_warning for defect in self.defects)
-        if errors:
-            entries = count_text(errors, "annotation entry", "annotation entries")
-            blocks.append(f"{entries} with errors left out")
-        if len(self.defects) > errors:
-            odd = [str(defect) for defect in self.defects if defect.is_warning]
-            oddities = count_text(len(odd), "oddity", "oddities")
-            blocks.append(f"{oddities} in the annotations, first: {odd[0]}")
-        for task, diagnosis in (self.errors or {}).items():
-            head = f"\n{task}" if len(self.scores) > 1 else ""
-            blocks.append(f"{head}\n{errors_text(diagnosis, width=width, per_class=per_class)}")
-        return "\n".join(blocks)
-
-    def save(self, path: Path) -> None:
-        """Write it as JSON; into a folder as `eval.json`, and the errors as `errors.json`."""
-        mapping = self.to_mapping()
-        if path.is_dir():
-            if "errors" in mapping:
-                write_atomically(path / ERRORS_FILE, json.dumps(mapping.pop("errors")) + "\n")
-            path = path / EVALUATION_FILE
-        write_atomically(path, json.dumps(mapping, indent=1) + "\n")
 
 
 def evaluate(
@@ -177,13 +69,15 @@ def evaluate(
 
     Args:
         detections: results JSON, a run folder that holds `detections.json`, or the detections.
-        annotations: ActivityNet-style JSON, or the CSV of EPIC-Kitchens-100, whose submission
-            JSON is scored in verbs, nouns and actions.  Default: what the run was trained with,
+        annotations: ActivityNet-style JSON, the CSV of EPIC-Kitchens-100, Ego4D's moments files,
+            or the folder of either. A submission JSON is scored against the CSV in verbs, nouns
+            and actions unless the data set names one.  Default: what the run was trained with,
             and then its data set and test subset, too.
         dataset: a name of `tadpipe list datasets`: its test subset, thresholds, protocol, dropped
             labels and block list are used where nothing else is given.
         subset: needed when the annotations have several and no data set is named.
-        protocol: activitynet, actionformer, opentad or epic, or own rules.  Default: opentad.
+        protocol: activitynet, actionformer, opentad, epic or official, or own rules.
+            Default: opentad, and epic for submissions.
         tious: thresholds.  Default: the data set's, else 0.3 to 0.7 in steps of 0.1.
         blocked: videos to leave out, or a file that lists them; replaces the data set's own list.
         top_k: the k of Recall@kx.
@@ -217,20 +111,29 @@ def evaluate(
         raise ConfigError("Bins are for the analysis of errors.", f"{bins}", "Add --errors.")
     error_bins = chosen_bins(bins, dataset) if errors else None
     left_out = load_video_list(blocked) if isinstance(blocked, (str, Path)) else blocked
-    if isinstance(annotations, (str, Path)) and Path(annotations).suffix.lower() == ".csv":
+    challenge = _challenge_file(annotations, spec)
+    if challenge is not None:
         if class_scores is not None:
             raise ConfigError(
                 "Class scores are not for submissions of EPIC-Kitchens-100.",
                 f"{annotations}, {class_scores}",
-                "Give annotations in JSON.",
+                "Score a task with --dataset epic_kitchens_verb or epic_kitchens_noun.",
             )
         check_used(None, sets, skip_unscored=skip_unscored)
-        rules = _rules(protocol, "epic")
+        rules = _rules(protocol, "epic", "epic")
         result = _evaluate_epic(
-            detections, Path(annotations), rules, tious, left_out, top_k, error_bins
+            detections,
+            challenge,
+            rules,
+            tious,
+            left_out,
+            top_k,
+            error_bins,
         )
     else:
-        rules = _rules(protocol, spec.protocol if spec else "opentad")
+        rules = _rules(
+            protocol, spec.protocol if spec else "opentad", spec.official if spec else None
+        )
         truth = _load_truth(annotations, spec, skip_defects)
         found, source = _load_found(detections)
         labelled = labelled_for_scoring(
@@ -323,7 +226,7 @@ def _evaluate_epic(
         raise ConfigError(
             "Detections of EPIC-Kitchens-100 are scored from a submission file.",
             str(annotations),
-            "Give the path of the submission JSON, or annotations in JSON.",
+            "Give the path of the submission JSON, or --dataset epic_kitchens_verb or _noun.",
         )
     path = _detection_file(Path(detections))
     truth, found = load_epic_csv(annotations), load_submission(path)
@@ -345,8 +248,19 @@ def _evaluate_epic(
     )
 
 
-def _rules(protocol: str | Protocol | None, default: str) -> Protocol:
-    return protocol if isinstance(protocol, Protocol) else protocol_named(protocol or default)
+def _challenge_file(annotations: str | Path | Annotations, spec: DatasetSpec | None) -> Path | None:
+    """EPIC's CSV if a submission is scored in verbs, nouns and actions: where no task is named."""
+    if isinstance(annotations, Annotations) or (spec is not None and spec.task is not None):
+        return None
+    path = Path(annotations)
+    return epic_truth_file(path) if is_epic(path) else None
+
+
+def _rules(protocol: str | Protocol | None, default: str, official: str | None) -> Protocol:
+    """The protocol asked for; `official` is what the data set calls so."""
+    if isinstance(protocol, Protocol):
+        return protocol
+    return protocol_named(protocol or default, official)
 
 
 def _load_truth(
@@ -354,12 +268,7 @@ def _load_truth(
 ) -> Annotations:
     if isinstance(annotations, Annotations):
         return annotations
-    return load_annotations(
-        annotations,
-        strict=not skip_defects,
-        drop_labels=spec.dropped_labels if spec else (),
-        for_evaluation=True,
-    )
+    return read_annotations(annotations, spec, strict=not skip_defects, for_evaluation=True)
 
 
 def _load_found(detections: str | Path | Detections) -> tuple[Detections, str]:

@@ -24,6 +24,7 @@ from tadpipe.pipeline.class_fusion import check_used, load_class_scores
 from tadpipe.pipeline.detect import detect_on_source
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.evaluate import DETECTIONS_FILE, Evaluation, evaluate
+from tadpipe.pipeline.evaluation_result import EVALUATION_FILE
 from tadpipe.pipeline.feature_tables import open_tables
 from tadpipe.pipeline.presets import choose_preset, load_preset
 from tadpipe.pipeline.progress import SILENT, Progress
@@ -50,7 +51,6 @@ from tadpipe.training.metrics import read_metrics
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_FILE = "eval.json"
 MOST_OF_START = 0.2  # published trainings keep up to 13.5 % of the initial weights
 
 __all__ = ["TrainResult", "load_detector", "train_detector"]

@@ -85,3 +85,31 @@ def test_a_place_that_cannot_be_written_is_no_defect_of_tadpipe(
     shown = capsys.readouterr().err
     assert "a.json" in shown
     assert "defect" not in shown
+
+
+def test_errors_are_printed_and_are_part_of_the_one_document(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "d.json", "--annotations", "a.json", "--subset", "test", "--errors"]
+    assert run(command) == 0
+    assert "Kinds of detections" in capsys.readouterr().out
+    assert run([*command, "--bins", "activitynet", "--json"]) == 0
+    errors = json.loads(capsys.readouterr().out)["errors"]
+    assert errors["sensitivity"]["length"]["bins"] == ["XS"]
+    assert errors["false_positives"]["profile"][1] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (["--bins", "thumos14"], "--errors"),
+        (["--errors", "--bins", "thumos"], "thumos14"),
+        (["--errors", "--bins", "missing.json"], "missing.json"),
+    ],
+)
+def test_mistaken_bins_are_usage_errors_with_a_hint(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], hint: str
+) -> None:
+    command = ["evaluate", "d.json", "--annotations", "a.json", "--subset", "test"]
+    assert run([*command, *options]) == 2
+    assert hint in capsys.readouterr().err

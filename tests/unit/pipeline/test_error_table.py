@@ -35,12 +35,10 @@ def test_every_analysis_has_its_table() -> None:
         assert title in text
 
 
-def test_no_detection_is_shown_as_such() -> None:
+def test_no_detection_is_said_in_one_line() -> None:
     text = errors_text(diagnosis(0), width=100)
-    assert "average mAP_N 0.0" in text
-    assert "no detections" in text
-    assert "of all actions 100.0 %" in text
-    assert "nan" not in text
+    assert "no detections: missed 9 actions, all there are" in text
+    assert "Kinds of detections" not in text
 
 
 def test_scores_that_are_no_probabilities_are_said_to_be_so() -> None:
