@@ -17,7 +17,7 @@ from tadpipe.cli.options import (
     text_width,
 )
 
-PROTOCOLS = ("opentad", "activitynet", "actionformer", "epic")
+PROTOCOLS = ("opentad", "official", "activitynet", "actionformer", "epic")
 
 
 @click.command()
@@ -26,7 +26,7 @@ PROTOCOLS = ("opentad", "activitynet", "actionformer", "epic")
     "--annotations",
     type=click.Path(path_type=Path),
     default=None,
-    help="ActivityNet-style JSON, or the CSV of EPIC-Kitchens-100.  [the run's, the project's]",
+    help="JSON, or EPIC-Kitchens' or Ego4D's own files.  [the run's, the project's]",
 )
 @click.option("--dataset", default=None, help="A name of `tadpipe list datasets`.")
 @click.option("--subset", default=None, help="Subset to score.  [the data set's test subset]")

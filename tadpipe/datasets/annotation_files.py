@@ -60,8 +60,8 @@ def read_annotations(
     if path.is_dir():
         raise AnnotationError(
             "The folder holds no annotations of this data set.",
-            [Defect(str(path), "", "no EPIC_100_*.csv" if spec is None else spec.title)],
-            "Name the annotation file; moments_*.json of Ego4D need --dataset ego4d_mq.",
+            [Defect(str(path), "files", "neither EPIC_100_*.csv nor, for Ego4D, moments_*.json")],
+            "Name the annotation file; those of Ego4D need --dataset ego4d_mq.",
         )
     found = load_annotations(
         path,
@@ -88,8 +88,8 @@ def annotation_copy(path: str | Path, spec: DatasetSpec | None = None) -> bytes:
     A copy of EPIC-Kitchens-100 has verbs and nouns, so that one store serves both tasks.
     """
     path = Path(path)
-    if is_epic(path):
-        return json.dumps(epic_document(path)).encode()
+    if spec is not None and is_epic(path):
+        return json.dumps(epic_document(path, spec)).encode()
     from_clips = spec is not None and spec.clips is not None and is_ego4d(path)
     if not from_clips and not (path.parent / CLASS_MAP).is_file():
         return path.read_bytes()
@@ -102,7 +102,7 @@ def _in_class_order(found: Annotations, class_map: Path, spec: DatasetSpec | Non
     if found.label_ids:
         return found
     if class_map.is_file():
-        order = _class_map(class_map)
+        order = read_class_map(class_map)
         unknown = sorted(set(found.labels) - set(order))
         if unknown:
             raise AnnotationError(
@@ -118,7 +118,12 @@ def _in_class_order(found: Annotations, class_map: Path, spec: DatasetSpec | Non
     return replace(found, labels=order, label_ids=ids)
 
 
-def _class_map(path: Path) -> tuple[str, ...]:
+def read_class_map(path: Path) -> tuple[str, ...]:
+    """Labels by class number: one name per line.
+
+    Raises:
+        AnnotationError: unreadable, or a name stands there twice.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -21,4 +21,6 @@ EGO4D_MQ = DatasetSpec(
     other_splits=(Split("train", "val"),),
     clips=ClipRules(start_multiple_frames=16, min_action_sec=0.25),
 )
+"""Ego4D Moment Queries: 110 activities in egocentric clips, as ActionFormer converts them."""
 EGO4D_MQ_OPENTAD = replace(EGO4D_MQ, name="ego4d_mq_opentad", clips=ClipRules())
+"""Ego4D Moment Queries, clips and actions as annotated, as OpenTAD converts them."""

@@ -63,8 +63,11 @@ def load_epic(path: Path, spec: DatasetSpec, *, for_evaluation: bool) -> Annotat
     return Annotations(videos, labels, str(path), tuple(reader.defects), ids)
 
 
-def epic_document(path: Path) -> dict[str, Any]:
-    """The files as one ActivityNet-style document whose entries have `verb` and `noun`."""
+def epic_document(path: Path, spec: DatasetSpec) -> dict[str, Any]:
+    """The files as one ActivityNet-style document.
+
+    Its entries have `verb` and `noun`, and as `label` the one of the spec's task.
+    """
     reader = _EpicReader(for_evaluation=True)
     rows = reader.read(path)
     database = {}
@@ -76,6 +79,7 @@ def epic_document(path: Path) -> dict[str, Any]:
         entry["annotations"] = [
             {
                 "segment": [row.start_sec, row.end_sec],
+                "label": f"id_{row.noun if spec.task == 'noun' else row.verb:03d}",
                 "verb": f"id_{row.verb:03d}",
                 "noun": f"id_{row.noun:03d}",
             }

@@ -22,7 +22,10 @@ EPIC_KITCHENS = DatasetSpec(
     other_splits=(Split("train", "val"),),
     official="epic",
 )
+"""EPIC-Kitchens-100, the challenge: a submission's verbs, nouns and actions; JSON of a task."""
 EPIC_KITCHENS_VERB = replace(
     EPIC_KITCHENS, name="epic_kitchens_verb", num_classes=NUM_VERBS, task="verb"
 )
+"""EPIC-Kitchens-100, 97 verbs, from the challenge's CSV files or JSON."""
 EPIC_KITCHENS_NOUN = replace(EPIC_KITCHENS, name="epic_kitchens_noun", task="noun")
+"""EPIC-Kitchens-100, 300 nouns, from the challenge's CSV files or JSON."""

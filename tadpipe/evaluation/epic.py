@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tadpipe.epic_csv import NUM_NOUNS, NUM_VERBS, EpicRow
-from tadpipe.errors import AnnotationError
+from tadpipe.errors import AnnotationError, Defect
 from tadpipe.evaluation.characteristics import QUANTILES, Bins
 from tadpipe.evaluation.detection_map import DetectionScore, score_detections
 from tadpipe.evaluation.diagnosis import Diagnosis, diagnose
@@ -38,6 +38,13 @@ def load_submission(path: str | Path) -> list[EpicRow]:
     reader = JsonReader(str(path))
     results = reader.table(document, "results", '{"version": "0.2", "results": {...}}')
     if isinstance(document, dict):
+        if "challenge" not in document:
+            raise AnnotationError(
+                "The file is no submission to the challenge.",
+                [Defect(str(path), "$", 'no key "challenge"')],
+                "Detections of one task are scored with --dataset epic_kitchens_verb or "
+                "epic_kitchens_noun.",
+            )
         for key, wanted in (("version", "0.2"), ("challenge", "action_detection")):
             if document.get(key) != wanted:
                 reader.error(f"$.{key}", f"{shown(document.get(key))}, must be {shown(wanted)}")

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tadpipe.annotations import Video, load_annotations
+from tadpipe.annotations import Video
 from tadpipe.datasets import DATASETS
+from tadpipe.datasets.annotation_files import annotation_copy, read_annotations
 from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.errors import ConfigError
 from tadpipe.pipeline.extract_report import VideoOutcome
@@ -123,7 +124,7 @@ def import_features(
         store: a .zarr folder or .h5 file; made if missing.
         provenance: what the features are, of `state_provenance`.
         annotations: kept in the store; the source of frame rates where they are "native".
-        dataset: whose annotations these are: names the labels it drops.
+        dataset: whose annotations these are.
         dry_run: read and check everything, write nothing.
     Returns:
         What became of each video; `exit_code` is 3 when some failed.
@@ -139,10 +140,9 @@ def import_features(
             todo="Give --annotations with fps (or frame and duration) per video, or --fps.",
         )
     videos: Mapping[str, Video] = {}
+    spec: DatasetSpec | None = resolve("dataset", DATASETS, dataset) if dataset else None
     if annotations is not None:
-        spec: DatasetSpec | None = resolve("dataset", DATASETS, dataset) if dataset else None
-        drop = () if spec is None else spec.dropped_labels
-        videos = load_annotations(annotations, drop_labels=drop).videos
+        videos = read_annotations(annotations, spec).videos
     report = ImportReport(Path(store), provenance.spec.fid, dry_run)
     run = _Import(report, provenance, videos, progress)
     if dry_run:
@@ -150,7 +150,7 @@ def import_features(
     else:
         opened = FeatureStore.create(store)
         if annotations is not None:
-            opened.set_annotations(Path(annotations).read_bytes())
+            opened.set_annotations(annotation_copy(annotations, spec))
         with opened.writer(provenance.spec) as writer:
             run.over(found, opened, writer)
     report.seconds = time.monotonic() - started

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 from tadpipe.backbones import BACKBONES
@@ -32,7 +33,7 @@ def names_of(family: str) -> dict[str, str]:
 
 
 def _docstring_line(target: str) -> str:
-    """First docstring line of the function named, else of its module."""
+    """First docstring line of the function or value named, else of its module."""
     module, _, attribute = target.partition(":")
     # find_spec imports the parent package, whose __init__ holds names only.
     spec = find_spec(module)
@@ -44,6 +45,13 @@ def _docstring_line(target: str) -> str:
             own = ast.get_docstring(node)
             if own:
                 return own.splitlines()[0]
+    for node, below in pairwise(tree.body):
+        match node, below:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)]),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ) if name == attribute:
+                return text.splitlines()[0]
     return (ast.get_docstring(tree) or "").splitlines()[0]
 
 

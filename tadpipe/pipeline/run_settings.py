@@ -40,7 +40,7 @@ def run_settings(detections: str | Path | Detections) -> RunSettings:
         subset, dataset = config["subsets"]["test"], config["dataset"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError("The run's configuration cannot be read.", f"{path}: {error}") from None
-    if annotations.is_file():
+    if annotations.exists():
         return RunSettings(annotations, dataset, subset)
     store = _seen_from(path.parent, config["stores"][0])
     return RunSettings(_remembered(store, dataset), dataset, subset)
@@ -57,7 +57,4 @@ def _remembered(store: Path, dataset: str | None) -> Annotations | None:
     if not store.exists():
         return None
     spec: DatasetSpec | None = resolve("dataset", DATASETS, dataset) if dataset else None
-    drop = () if spec is None else spec.dropped_labels
-    return remembered_annotations(
-        FeatureStore.open(store), strict=True, drop_labels=drop, for_evaluation=True
-    )
+    return remembered_annotations(FeatureStore.open(store), spec, strict=True, for_evaluation=True)
