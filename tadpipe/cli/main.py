@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": "tadpipe.cli.evaluate:evaluate",
     "compare": "tadpipe.cli.compare:compare",
     "store": "tadpipe.cli.store:store",
+    "checkpoint": "tadpipe.cli.checkpoint:checkpoint",
     "list": "tadpipe.cli.list:list_names",
 }
 

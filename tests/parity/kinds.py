@@ -19,6 +19,7 @@ KINDS = {
     "etad": "tests.parity.etad",
     "frame_indices": "tests.parity.frame_indices",
     "i3d": "tests.parity.i3d",
+    "imported": "tests.parity.imported",
     "map": "tests.parity.detection_map",
     "nms": "tests.parity.nms",
     "preprocess": "tests.parity.preprocess",

@@ -28,6 +28,7 @@ sys.exit(code)
         ["detect", "--help"],
         ["evaluate", "--help"],
         ["store", "--help"],
+        ["checkpoint", "import", "--help"],
         ["demo", "--help"],
         ["compare", "--help"],
         ["list", "detectors"],
