@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tadpipe.detectors.parts.assign import assign, offsets_at, positive_mask, positives
+from tadpipe.detectors.parts.assign import assign_outputs, offsets_at, positive_mask, positives
 from tadpipe.detectors.parts.conv import (
     ChannelNorm,
     MaskedConv1d,
@@ -26,21 +26,16 @@ from tadpipe.detectors.parts.conv import (
     drop_path,
 )
 from tadpipe.detectors.parts.decode import DecodeConfig, decode_levels
-from tadpipe.detectors.parts.heads import ClassHead, RegressionHead
+from tadpipe.detectors.parts.heads import make_class_head, make_regression_head
+from tadpipe.detectors.parts.lengths import check_length, longest_len, round_up
 from tadpipe.detectors.parts.losses import (
     LossNormalizer,
     diou_loss,
-    regression_weight,
     sigmoid_focal_loss,
     smooth_labels,
+    weighted,
 )
-from tadpipe.detectors.parts.pyramid import (
-    PyramidEncoder,
-    check_length,
-    make_neck,
-    make_points,
-    round_up,
-)
+from tadpipe.detectors.parts.pyramid import make_encoder, make_neck, per_level, points_on
 from tadpipe.detectors.protocol import AnchorFreeOutputs, GridDetections, Targets
 from tadpipe.errors import ConfigError
 
@@ -149,9 +144,7 @@ class ActionFormerConfig:
     @property
     def windows(self) -> tuple[int, ...]:
         """Attention window of every encoder level."""
-        if isinstance(self.attention_windows, int):
-            return (self.attention_windows,) * (self.branch_layers + 1)
-        return self.attention_windows
+        return per_level(self.attention_windows, self.branch_layers + 1)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -331,47 +324,20 @@ class ActionFormer(nn.Module):
         super().__init__()
         self.config = config
         self.decode_config = decode or DecodeConfig()
-        levels = len(config.strides)
-        self.backbone = PyramidEncoder(
-            in_channels=config.in_channels,
-            embed_dim=config.embed_dim,
-            embed_layers=config.embed_layers,
-            embed_kernel=config.embed_kernel,
-            embed_norm=config.embed_norm,
-            position_len=config.window_len if _uses_positions(config) else None,
+        self.backbone = make_encoder(
+            config,
             stem=[_block(config, 0, 1) for _ in range(config.stem_layers)],
             branch=[
                 _block(config, level + 1, config.scale_factor)
                 for level in range(config.branch_layers)
             ],
+            positions=config.abs_pos and config.backbone == "transformer",  # "conv" has no table
         )
-        self.neck = make_neck(
-            config.neck,
-            config.width,
-            config.neck_dim,
-            levels,
-            scale_factor=config.scale_factor,
-            norm=config.neck_norm,
-        )
-        self.cls_head = ClassHead(
-            config.neck_dim,
-            config.head_dim,
-            config.num_classes,
-            num_layers=config.head_layers,
-            kernel_size=config.head_kernel,
-            norm=config.head_norm,
-            prior_prob=config.prior_prob,
-            empty_classes=config.empty_classes,
-        )
-        self.reg_head = RegressionHead(
-            config.neck_dim,
-            config.head_dim,
-            levels,
-            num_layers=config.head_layers,
-            kernel_size=config.head_kernel,
-            norm=config.head_norm,
-        )
+        self.neck = make_neck(config)
+        self.cls_head = make_class_head(config, config.head_kernel)
+        self.reg_head = make_regression_head(config)
         self.normalizer = LossNormalizer(config.init_loss_norm)
+        self.loss_state, self.load_loss_state = self.normalizer.state, self.normalizer.load
 
     def forward(self, feats: Tensor, mask: Tensor) -> AnchorFreeOutputs:
         """Predict at every point.
@@ -380,46 +346,31 @@ class ActionFormer(nn.Module):
             feats: [B, C, T], zero-padded at the end; T a multiple of the coarsest stride.
             mask: [B, T] bool, true = real row.
         """
-        config = self.config
-        check_length(
-            feats.shape[2],
-            coarsest_stride=config.strides[-1],
-            longest_grid=int(config.window_len * config.max_buffer_len_factor),
-        )
+        check_length(feats, self.config)
         levels, masks = self.backbone(feats, mask)  # [B, C, T_l], [B, T_l] for l = 0 ... branches
-        levels, masks = levels[config.start_level :], masks[config.start_level :]
+        start = self.config.start_level
+        levels, masks = levels[start:], masks[start:]
         levels = self.neck(levels, masks)  # L x [B, C, T_l]
         logits = [x.transpose(1, 2) for x in self.cls_head(levels, masks)]  # L x [B, T_l, K]
         offsets = [x.transpose(1, 2)[:, :, None] for x in self.reg_head(levels, masks)]
-        points = make_points(
-            [x.shape[2] for x in levels],
-            config.strides,
-            config.regression_ranges,
-            feats.device,
-        )
+        points = points_on(levels, self.config)
         return AnchorFreeOutputs(masks, points, logits, offsets)  # offsets L x [B, T_l, 1, 2]
 
     def loss(self, outputs: AnchorFreeOutputs, targets: Targets) -> dict[str, Tensor]:
         """Classification and weighted regression loss of one training batch (Sec. 3.3)."""
         cls_loss, reg_loss = self.loss_terms(outputs, targets)
-        return {
-            "cls": cls_loss,
-            "reg": reg_loss * regression_weight(self.config.loss_weight, cls_loss, reg_loss),
-        }
+        return weighted(cls_loss, reg_loss, self.config.loss_weight)
 
     def loss_terms(self, outputs: AnchorFreeOutputs, targets: Targets) -> tuple[Tensor, Tensor]:
         """Both losses without weight; moves the normaliser."""
-        mask = torch.cat(outputs.masks, dim=1)  # [B, N]
+        config = self.config
+        assigned, mask = assign_outputs(
+            outputs, targets, config.num_classes, centre_radius=config.centre_radius
+        )  # mask [B, N]
         logits = torch.cat(outputs.logits, dim=1)  # [B, N, K]
         offsets = torch.cat(outputs.offsets, dim=1)  # [B, N, 1, 2]
-        assigned = assign(
-            torch.cat(outputs.points),
-            targets,
-            self.config.num_classes,
-            centre_radius=self.config.centre_radius,
-        )
         count = self.normalizer.update(int(positive_mask(assigned, mask).sum()))
-        classes = smooth_labels(assigned.classes, self.config.label_smoothing)
+        classes = smooth_labels(assigned.classes, config.label_smoothing)
         cls_loss = sigmoid_focal_loss(logits[mask], classes[mask]).sum() / count
         pairs = positives(assigned, mask, per_class=False)
         wanted = assigned.offsets[pairs.sequence, pairs.point]  # [P, 2]
@@ -449,18 +400,9 @@ class ActionFormer(nn.Module):
         reach = max(config.head_kernel, config.embed_kernel, 3) // 2
         return min(config.window_len, round_up(length_grid, top) + reach * top)
 
-    def loss_state(self) -> dict[str, float]:
-        """The moving normaliser of the losses."""
-        return {"loss_norm": self.normalizer.value}
-
-    def load_loss_state(self, state: dict[str, float]) -> None:
-        """Take back what `loss_state` gave."""
-        self.normalizer.value = float(state["loss_norm"])
-
-
-def _uses_positions(config: ActionFormerConfig) -> bool:
-    """The convolutional ablation has no position table."""
-    return config.abs_pos and config.backbone == "transformer"
+    def max_len(self) -> int:
+        """The longest sequence that is taken in one piece."""
+        return longest_len(self.padded_len, self.config)
 
 
 def _block(config: ActionFormerConfig, level: int, stride: int) -> nn.Module:

@@ -17,21 +17,11 @@ from torch import Tensor, nn
 
 from tadpipe.detectors.actionformer import TransformerBlock, local_attention
 from tadpipe.detectors.asl_losses import AslCriterion, AslLossConfig, SensitivityEvaluator
-from tadpipe.detectors.parts.conv import (
-    ChannelNorm,
-    MaskedConv1d,
-    PointwiseConv1d,
-    downsample_mask,
-)
+from tadpipe.detectors.parts.conv import ChannelNorm, MaskedConv1d, PointwiseConv1d, downsample_mask
 from tadpipe.detectors.parts.decode import DecodeConfig, decode_levels
-from tadpipe.detectors.parts.heads import ClassHead, RegressionHead
-from tadpipe.detectors.parts.pyramid import (
-    PyramidEncoder,
-    check_length,
-    make_neck,
-    make_points,
-    round_up,
-)
+from tadpipe.detectors.parts.heads import make_class_head, make_regression_head
+from tadpipe.detectors.parts.lengths import check_length, longest_len, round_up
+from tadpipe.detectors.parts.pyramid import make_encoder, make_neck, per_level, points_on
 from tadpipe.detectors.protocol import AnchorFreeOutputs, GridDetections, Targets
 from tadpipe.errors import ConfigError
 
@@ -118,9 +108,7 @@ class AslConfig(AslLossConfig):
     @property
     def windows(self) -> tuple[int, ...]:
         """Attention window of every level."""
-        if isinstance(self.attention_windows, int):
-            return (self.attention_windows,) * (self.branch_layers + 1)
-        return self.attention_windows
+        return per_level(self.attention_windows, self.branch_layers + 1)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -256,46 +244,18 @@ class Asl(nn.Module):
         super().__init__()
         self.config = config
         self.decode_config = decode or DecodeConfig()
-        levels = len(config.strides)
-        self.encoder = PyramidEncoder(
-            in_channels=config.in_channels,
-            embed_dim=config.embed_dim,
-            embed_layers=config.embed_layers,
-            embed_kernel=config.embed_kernel,
-            embed_norm=config.embed_norm,
-            position_len=config.window_len if config.abs_pos else None,
+        self.encoder = make_encoder(
+            config,
             stem=[_block(config, 0, 1) for _ in range(config.stem_layers)],
             branch=[
                 _block(config, level + 1, config.scale_factor)
                 for level in range(config.branch_layers)
             ],
+            positions=config.abs_pos,
         )
-        self.neck = make_neck(
-            config.neck,
-            config.embed_dim,
-            config.neck_dim,
-            levels,
-            scale_factor=config.scale_factor,
-            norm=config.neck_norm,
-        )
-        self.cls_head = ClassHead(
-            config.neck_dim,
-            config.head_dim,
-            config.num_classes,
-            num_layers=config.head_layers,
-            kernel_size=config.head_kernel,
-            norm=config.head_norm,
-            prior_prob=config.prior_prob,
-            empty_classes=config.empty_classes,
-        )
-        self.reg_head = RegressionHead(
-            config.neck_dim,
-            config.head_dim,
-            levels,
-            num_layers=config.head_layers,
-            kernel_size=config.head_kernel,
-            norm=config.head_norm,
-        )
+        self.neck = make_neck(config)
+        self.cls_head = make_class_head(config, config.head_kernel)
+        self.reg_head = make_regression_head(config)
         self.ase = SensitivityEvaluator(config.neck_dim, config.num_classes, config)
         self.criterion = AslCriterion(self.ase, config)  # no module: `ase` trains under its name
         self.register_load_state_dict_pre_hook(_keep_evaluator)
@@ -307,18 +267,12 @@ class Asl(nn.Module):
             feats: [B, C, T], zero-padded at the end; T a multiple of the coarsest stride.
             mask: [B, T] bool, true = real row.
         """
-        config = self.config
-        check_length(
-            feats.shape[2],
-            coarsest_stride=config.strides[-1],
-            longest_grid=int(config.window_len * config.max_buffer_len_factor),
-        )
+        check_length(feats, self.config)
         levels, masks = self.encoder(feats, mask)  # L x [B, C, T_l], L x [B, T_l]
         features = self.neck(levels, masks)
         logits = [x.transpose(1, 2) for x in self.cls_head(features, masks)]  # L x [B, T_l, K]
         offsets = [x.transpose(1, 2)[:, :, None] for x in self.reg_head(features, masks)]
-        lengths = [x.shape[2] for x in features]
-        points = make_points(lengths, config.strides, config.regression_ranges, feats.device)
+        points = points_on(features, self.config)
         predictions = AnchorFreeOutputs(masks, points, logits, offsets)  # L x [B, T_l, 1, 2]
         return AslOutputs(predictions, features)
 
@@ -347,15 +301,19 @@ class Asl(nn.Module):
             round_up(length_grid, top), min(round_up(length_grid, top) + reach * top, longest)
         )
 
+    def max_len(self) -> int:
+        """The longest sequence that is taken in one piece."""
+        return longest_len(self.padded_len, self.config)
+
     def loss_state(self) -> dict[str, float]:
         """The moving normaliser of the losses, where there is one."""
         moving = self.config.loss_norm == "ema"
-        return {"loss_norm": self.criterion.normalizer.value} if moving else {}
+        return self.criterion.normalizer.state() if moving else {}
 
     def load_loss_state(self, state: dict[str, float]) -> None:
         """Take back what `loss_state` gave."""
         if self.config.loss_norm == "ema":
-            self.criterion.normalizer.value = float(state["loss_norm"])
+            self.criterion.normalizer.load(state)
 
 
 def _block(config: AslConfig, level: int, stride: int) -> TransformerBlock:

@@ -20,34 +20,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tadpipe.detectors.actionformer import ConvBlock
 from tadpipe.detectors.actionformer import remap_official_keys as unwrap_checkpoint
-from tadpipe.detectors.parts.assign import assign, positive_mask
-from tadpipe.detectors.parts.conv import GridConv1d, MaskedConv1d, PointwiseConv1d
+from tadpipe.detectors.parts.assign import assign_outputs, positive_mask
+from tadpipe.detectors.parts.conv import GridConv1d, MaskedConv1d, PointwiseConv1d, with_noise
 from tadpipe.detectors.parts.decode import DecodeConfig, decode_levels
-from tadpipe.detectors.parts.heads import ClassHead, RegressionHead, make_trunk, run_trunk
-from tadpipe.detectors.parts.losses import (
-    LossNormalizer,
-    regression_weight,
-    sigmoid_focal_loss,
+from tadpipe.detectors.parts.heads import (
+    make_class_head,
+    make_regression_head,
+    make_trunk,
+    run_trunk,
 )
-from tadpipe.detectors.parts.pyramid import (
-    PyramidEncoder,
-    check_length,
-    make_neck,
-    make_points,
-)
+from tadpipe.detectors.parts.lengths import check_length, full_padded_len, longest_len
+from tadpipe.detectors.parts.losses import LossNormalizer, regression_weight, sigmoid_focal_loss
+from tadpipe.detectors.parts.pyramid import make_encoder, make_neck, per_level, points_on
 from tadpipe.detectors.protocol import AnchorFreeOutputs, GridDetections, Targets
 from tadpipe.detectors.tridet import (
     DepthwiseConv1d,
-    SgpBlock,
     check_pooling,
     check_pyramid,
     expected_offsets,
-    full_padded_len,
     group_losses,
+    make_blocks,
     name_mixer,
-    per_level,
 )
 from tadpipe.errors import ConfigError
 
@@ -123,6 +117,16 @@ class CltdrGmgConfig:
             raise ConfigError("The Trident head needs bins.", f"num_bins = {self.num_bins}")
         if self.input_noise < 0:
             raise ConfigError("Noise is not negative.", f"input_noise = {self.input_noise}")
+
+    @property
+    def scale_factor(self) -> int:
+        """Step from one level to the next."""
+        return SCALE_FACTOR
+
+    @property
+    def neck_dim(self) -> int:
+        """Width after the neck."""
+        return self.embed_dim
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -380,45 +384,21 @@ class CltdrGmg(nn.Module):
         super().__init__()
         self.config = config
         self.decode_config = decode or DecodeConfig()
-        levels, width = len(config.strides), config.embed_dim
-        self.backbone = PyramidEncoder(
-            in_channels=config.in_channels,
-            embed_dim=width,
-            embed_layers=config.embed_layers,
-            embed_kernel=config.embed_kernel,
-            embed_norm=config.embed_norm,
-            position_len=config.window_len if _uses_positions(config) else None,
-            stem=[_block(config, None) for _ in range(config.stem_layers)],
-            branch=[_block(config, level + 1) for level in range(config.branch_layers)],
-        )
-        self.neck = make_neck(
-            config.neck, width, width, levels, scale_factor=SCALE_FACTOR, norm=config.neck_norm
-        )
+        width = config.embed_dim
+        stem, branch = make_blocks(config, partial(GmgMixer, width), downsample=config.downsample)
+        positions = config.abs_pos and config.backbone == "gmg"  # "conv" has no table
+        self.backbone = make_encoder(config, stem, branch, positions=positions)
+        self.neck = make_neck(config)
         self.cls_decoupling = CrossLayerAttention(width, "coarser")
         self.reg_decoupling = CrossLayerAttention(width, "finer")
         self.fusion = CrossLayerFusion(width)
-        class_head = partial(
-            ClassHead,
-            width,
-            config.head_dim,
-            config.num_classes,
-            num_layers=config.head_layers,
-            norm=config.head_norm,
-            prior_prob=config.prior_prob,
-            empty_classes=config.empty_classes,
+        self.cls_head = make_class_head(config, config.head_kernel)
+        self.start_head, self.end_head = (
+            make_class_head(config, config.boundary_kernel) if config.trident else None
+            for _ in ("start", "end")
         )
-        boundary_head = partial(class_head, kernel_size=config.boundary_kernel)
-        self.cls_head = class_head(kernel_size=config.head_kernel)
-        self.start_head = boundary_head() if config.trident else None
-        self.end_head = boundary_head() if config.trident else None
-        self.reg_head = RegressionHead(
-            width,
-            config.head_dim,
-            levels,
-            num_layers=config.head_layers,
-            kernel_size=config.head_kernel,
-            norm=config.head_norm,
-            out_channels=2 * (config.num_bins + 1) if config.trident else 2,
+        self.reg_head = make_regression_head(
+            config, out_channels=2 * (config.num_bins + 1) if config.trident else 2
         )
         self.refine_head = RefineHead(
             width,
@@ -429,6 +409,7 @@ class CltdrGmg(nn.Module):
             norm=config.head_norm,
         )
         self.normalizer = LossNormalizer(config.init_loss_norm)
+        self.loss_state, self.load_loss_state = self.normalizer.state, self.normalizer.load
 
     def forward(self, feats: Tensor, mask: Tensor) -> CltdrGmgOutputs:
         """Predict at every point of every level.
@@ -439,13 +420,8 @@ class CltdrGmg(nn.Module):
             mask: [B, T] bool, true = real row.
         """
         config = self.config
-        check_length(
-            feats.shape[2],
-            coarsest_stride=config.strides[-1],
-            longest_grid=int(config.window_len * config.max_buffer_len_factor),
-        )
-        if self.training and config.input_noise > 0:
-            feats = feats + config.input_noise * torch.randn_like(feats)
+        check_length(feats, config)
+        feats = with_noise(feats, config.input_noise if self.training else 0.0)
         levels, masks = self.backbone(feats, mask)  # L x [B, C, T_l], L x [B, T_l]
         levels = self.neck(levels, masks)
         coarse_logits = [
@@ -457,9 +433,7 @@ class CltdrGmg(nn.Module):
             for coarse, factor in zip(coarse_logits, refinement.factors, strict=True)
         ]
         coarse_offsets, offsets = self._offsets(levels, masks, refinement)
-        points = make_points(
-            [x.shape[2] for x in levels], config.strides, config.regression_ranges, feats.device
-        )
+        points = points_on(levels, config)
         return CltdrGmgOutputs(masks, points, logits, offsets, coarse_logits, coarse_offsets)
 
     def _offsets(
@@ -501,12 +475,8 @@ class CltdrGmg(nn.Module):
         Eq. 13 has the refined ones alone, with separate counts for positives and negatives.
         """
         config = self.config
-        mask = torch.cat(outputs.masks, dim=1)  # [B, N]
-        assigned = assign(
-            torch.cat(outputs.points),
-            targets,
-            config.num_classes,
-            centre_radius=config.centre_radius,
+        assigned, mask = assign_outputs(
+            outputs.refined, targets, config.num_classes, centre_radius=config.centre_radius
         )
         positive_count = int(positive_mask(assigned, mask).sum())
         groups = []
@@ -516,8 +486,7 @@ class CltdrGmg(nn.Module):
         ):
             norm = self.normalizer.update(positive_count)
             cls_loss, reg_loss = group_losses(
-                torch.cat(found.logits, dim=1),
-                torch.cat(found.offsets, dim=1),
+                found,
                 mask,
                 assigned,
                 label_smoothing=config.label_smoothing,
@@ -534,46 +503,11 @@ class CltdrGmg(nn.Module):
 
     def padded_len(self, length_grid: int) -> int:
         """Length an inference sequence is padded to; the scores depend on it."""
-        config = self.config
-        return full_padded_len(
-            length_grid,
-            window_len=config.window_len,
-            strides=config.strides,
-            windows=config.windows,
-        )
+        return full_padded_len(length_grid, self.config)
 
-    def loss_state(self) -> dict[str, float]:
-        """The moving normaliser of the losses."""
-        return {"loss_norm": self.normalizer.value}
-
-    def load_loss_state(self, state: dict[str, float]) -> None:
-        """Take back what `loss_state` gave."""
-        self.normalizer.value = float(state["loss_norm"])
-
-
-def _uses_positions(config: CltdrGmgConfig) -> bool:
-    """The convolutional ablation has no position table."""
-    return config.abs_pos and config.backbone == "gmg"
-
-
-def _block(config: CltdrGmgConfig, level: int | None) -> nn.Module:
-    """A block that goes down to `level`; None = one of the stem, with window 1, no drop path."""
-    stride = 1 if level is None else SCALE_FACTOR
-    if config.backbone == "conv":
-        return ConvBlock(config.embed_dim, stride=stride)
-    mixer = GmgMixer(
-        config.embed_dim,
-        window=1 if level is None else config.windows[level],
-        init_std=config.conv_init_std,
-    )
-    return SgpBlock(
-        config.embed_dim,
-        config.mlp_dim,
-        mixer,
-        stride=stride,
-        downsample=config.downsample,
-        drop_path_prob=0.0 if level is None else config.drop_path,
-    )
+    def max_len(self) -> int:
+        """The longest sequence that is taken in one piece."""
+        return longest_len(self.padded_len, self.config)
 
 
 MIXER_LAYERS = ("w1", "w2", "b1", "b2", "fc", "convw")

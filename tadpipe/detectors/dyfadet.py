@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -20,27 +21,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tadpipe.detectors.actionformer import ConvBlock
-from tadpipe.detectors.parts.assign import assign, positive_mask
-from tadpipe.detectors.parts.conv import ChannelNorm, GridConv1d, zero_conv_biases
+from tadpipe.detectors.parts.assign import assign_outputs, positive_mask
+from tadpipe.detectors.parts.conv import ChannelNorm, GridConv1d, with_noise, zero_conv_biases
 from tadpipe.detectors.parts.decode import DecodeConfig, decode_levels
 from tadpipe.detectors.parts.heads import ClassHead, RegressionHead
-from tadpipe.detectors.parts.losses import LossNormalizer, regression_weight
-from tadpipe.detectors.parts.pyramid import (
-    PyramidEncoder,
-    check_length,
-    make_neck,
-    make_points,
-)
+from tadpipe.detectors.parts.lengths import check_length, full_padded_len, longest_len
+from tadpipe.detectors.parts.losses import LossNormalizer, weighted
+from tadpipe.detectors.parts.pyramid import make_encoder, make_neck, per_level, points_on
 from tadpipe.detectors.protocol import AnchorFreeOutputs, GridDetections, Targets
 from tadpipe.detectors.tridet import (
     DepthwiseConv1d,
-    SgpBlock,
     check_pooling,
     check_pyramid,
-    full_padded_len,
     group_losses,
-    per_level,
+    make_blocks,
     wide_kernel,
 )
 from tadpipe.detectors.tridet import remap_official_keys as remap_encoder_keys
@@ -473,25 +467,11 @@ class Dyfadet(nn.Module):
         super().__init__()
         self.config = config
         self.decode_config = decode or DecodeConfig()
-        levels = len(config.strides)
-        self.backbone = PyramidEncoder(
-            in_channels=config.in_channels,
-            embed_dim=config.embed_dim,
-            embed_layers=config.embed_layers,
-            embed_kernel=config.embed_kernel,
-            embed_norm=config.embed_norm,
-            position_len=config.window_len if _uses_positions(config) else None,
-            stem=[_block(config, None) for _ in range(config.stem_layers)],
-            branch=[_block(config, level + 1) for level in range(config.branch_layers)],
-        )
-        self.neck = make_neck(
-            config.neck,
-            config.embed_dim,
-            config.neck_dim,
-            levels,
-            scale_factor=config.scale_factor,
-            norm=config.neck_norm,
-        )
+        mixer = partial(DyneMixer, config.embed_dim, factor=config.dyne_factor)
+        stem, branch = make_blocks(config, mixer, downsample="max")
+        positions = config.abs_pos and config.backbone == "dyne"  # "conv" has no table
+        self.backbone = make_encoder(config, stem, branch, positions=positions)
+        self.neck = make_neck(config)
         dynamic = config.dynamic_head
         self.cls_trunk = DynamicTrunk(config, _activation(config)) if dynamic else None
         self.reg_trunk = DynamicTrunk(config, nn.ReLU()) if dynamic else None
@@ -511,12 +491,13 @@ class Dyfadet(nn.Module):
         self.reg_head = RegressionHead(
             width,
             config.head_dim,
-            levels,
+            len(config.strides),
             num_layers=num_layers,
             kernel_size=config.head_kernel,
             norm=True,
         )
         self.normalizer = LossNormalizer(config.init_loss_norm)
+        self.loss_state, self.load_loss_state = self.normalizer.state, self.normalizer.load
 
     def forward(self, feats: Tensor, mask: Tensor) -> AnchorFreeOutputs:
         """Predict at every point.
@@ -527,31 +508,21 @@ class Dyfadet(nn.Module):
             mask: [B, T] bool, true = real row.
         """
         config = self.config
-        check_length(
-            feats.shape[2],
-            coarsest_stride=config.strides[-1],
-            longest_grid=int(config.window_len * config.max_buffer_len_factor),
-        )
-        if self.training and config.input_noise > 0:
-            feats = feats + config.input_noise * torch.randn_like(feats)
+        check_length(feats, config)
+        feats = with_noise(feats, config.input_noise if self.training else 0.0)
         levels, masks = self.backbone(feats, mask)  # L x [B, C, T_l], L x [B, T_l]
         levels = self.neck(levels, masks)
         named = levels if self.cls_trunk is None else self.cls_trunk(levels, masks)
         placed = levels if self.reg_trunk is None else self.reg_trunk(levels, masks)
         logits = [x.transpose(1, 2) for x in self.cls_head(named, masks)]  # L x [B, T_l, K]
         offsets = [x.transpose(1, 2)[:, :, None] for x in self.reg_head(placed, masks)]
-        points = make_points(
-            [x.shape[2] for x in levels], config.strides, config.regression_ranges, feats.device
-        )
+        points = points_on(levels, config)
         return AnchorFreeOutputs(masks, points, logits, offsets)  # offsets L x [B, T_l, 1, 2]
 
     def loss(self, outputs: AnchorFreeOutputs, targets: Targets) -> dict[str, Tensor]:
         """Classification and weighted regression loss of one training batch."""
         cls_loss, reg_loss = self.loss_terms(outputs, targets)
-        return {
-            "cls": cls_loss,
-            "reg": reg_loss * regression_weight(self.config.loss_weight, cls_loss, reg_loss),
-        }
+        return weighted(cls_loss, reg_loss, self.config.loss_weight)
 
     def loss_terms(self, outputs: AnchorFreeOutputs, targets: Targets) -> tuple[Tensor, Tensor]:
         """Both losses without weight; moves the normaliser.
@@ -559,17 +530,12 @@ class Dyfadet(nn.Module):
         Regression counts every class of a point, the normaliser the point.
         """
         config = self.config
-        mask = torch.cat(outputs.masks, dim=1)  # [B, N]
-        assigned = assign(
-            torch.cat(outputs.points),
-            targets,
-            config.num_classes,
-            centre_radius=config.centre_radius,
+        assigned, mask = assign_outputs(
+            outputs, targets, config.num_classes, centre_radius=config.centre_radius
         )
         count = self.normalizer.update(int(positive_mask(assigned, mask).sum()))
         cls_loss, reg_loss = group_losses(
-            torch.cat(outputs.logits, dim=1),
-            torch.cat(outputs.offsets, dim=1),
+            outputs,
             mask,
             assigned,
             label_smoothing=config.label_smoothing,
@@ -584,26 +550,11 @@ class Dyfadet(nn.Module):
 
     def padded_len(self, length_grid: int) -> int:
         """Length an inference sequence is padded to; the scores depend on it."""
-        config = self.config
-        return full_padded_len(
-            length_grid,
-            window_len=config.window_len,
-            strides=config.strides,
-            windows=config.windows,
-        )
+        return full_padded_len(length_grid, self.config)
 
-    def loss_state(self) -> dict[str, float]:
-        """The moving normaliser of the losses."""
-        return {"loss_norm": self.normalizer.value}
-
-    def load_loss_state(self, state: dict[str, float]) -> None:
-        """Take back what `loss_state` gave."""
-        self.normalizer.value = float(state["loss_norm"])
-
-
-def _uses_positions(config: DyfadetConfig) -> bool:
-    """The convolutional ablation has no position table."""
-    return config.abs_pos and config.backbone == "dyne"
+    def max_len(self) -> int:
+        """The longest sequence that is taken in one piece."""
+        return longest_len(self.padded_len, self.config)
 
 
 def _activation(config: DyfadetConfig) -> nn.Module:
@@ -611,27 +562,6 @@ def _activation(config: DyfadetConfig) -> nn.Module:
     return {"relu": nn.ReLU(), "lrelu": nn.LeakyReLU(0.01), "gelu": nn.GELU()}[
         config.head_activation
     ]
-
-
-def _block(config: DyfadetConfig, level: int | None) -> nn.Module:
-    """A block that goes down to `level`; None = one of the stem, with window 1, no drop path."""
-    stride = 1 if level is None else config.scale_factor
-    if config.backbone == "conv":
-        return ConvBlock(config.embed_dim, stride=stride)
-    mixer = DyneMixer(
-        config.embed_dim,
-        window=1 if level is None else config.windows[level],
-        factor=config.dyne_factor,
-        init_std=config.conv_init_std,
-    )
-    return SgpBlock(
-        config.embed_dim,
-        config.mlp_dim,
-        mixer,
-        stride=stride,
-        downsample="max",
-        drop_path_prob=0.0 if level is None else config.drop_path,
-    )
 
 
 def remap_official_keys(checkpoint: Mapping[str, Any], *, ema: bool = True) -> dict[str, Tensor]:

@@ -237,6 +237,10 @@ class EtadOpenTad(nn.Module):
         """Always a whole window: norms, LSTMs and the proposal map run over the padded axis."""
         return self.config.window_len
 
+    def max_len(self) -> int:
+        """The longest sequence that is taken in one piece: a window."""
+        return self.config.window_len
+
     def loss_state(self) -> dict[str, float]:
         """The losses keep nothing between steps."""
         return {}

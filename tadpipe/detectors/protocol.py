@@ -58,6 +58,9 @@ class Detector(Protocol):
     def padded_len(self, length_grid: int) -> int:
         """Length an inference sequence is padded to; training pads to `config.window_len`."""
 
+    def max_len(self) -> int:
+        """The longest sequence that is taken in one piece; a longer one is cut into windows."""
+
     def loss_state(self) -> dict[str, float]:
         """State that trains but is no weight (the loss normaliser), for `state.pt`."""
 

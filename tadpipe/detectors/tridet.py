@@ -11,10 +11,10 @@ Inside a block nothing is masked, so padded steps take part and the padded lengt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from tadpipe.detectors.actionformer import ConvBlock
 from tadpipe.detectors.actionformer import remap_official_keys as unwrap_checkpoint
 from tadpipe.detectors.parts.assign import (
     Assignment,
-    assign,
+    assign_outputs,
     offsets_at,
     positive_mask,
     positives,
@@ -38,24 +38,20 @@ from tadpipe.detectors.parts.conv import (
     PointwiseConv1d,
     downsample_mask,
     drop_path,
+    with_noise,
 )
 from tadpipe.detectors.parts.decode import DecodeConfig, decode_levels
-from tadpipe.detectors.parts.heads import ClassHead, RegressionHead
+from tadpipe.detectors.parts.heads import make_class_head, make_regression_head
+from tadpipe.detectors.parts.lengths import check_length, full_padded_len, longest_len
 from tadpipe.detectors.parts.losses import (
     LossNormalizer,
     diou_loss,
     offset_iou,
-    regression_weight,
     sigmoid_focal_loss,
     smooth_labels,
+    weighted,
 )
-from tadpipe.detectors.parts.pyramid import (
-    PyramidEncoder,
-    check_length,
-    make_neck,
-    make_points,
-    round_up,
-)
+from tadpipe.detectors.parts.pyramid import make_encoder, make_neck, per_level, points_on
 from tadpipe.detectors.protocol import AnchorFreeOutputs, GridDetections, Targets
 from tadpipe.errors import ConfigError
 
@@ -145,11 +141,6 @@ class TriDetConfig:
         return tuple(self.scale_factor**level for level in range(self.branch_layers + 1))
 
 
-def per_level(value: int | tuple[int, ...], levels: int) -> tuple[int, ...]:
-    """One number per level; a single number stands for all."""
-    return (value,) * levels if isinstance(value, int) else value
-
-
 def check_pyramid(
     *,
     width: int,
@@ -198,24 +189,6 @@ def check_pooling(downsample: str, scale_factor: int) -> None:
         raise ConfigError(
             "Max pooling needs an even scale factor.", f"scale_factor = {scale_factor}"
         )
-
-
-def full_padded_len(
-    length_grid: int, *, window_len: int, strides: Sequence[int], windows: Sequence[int]
-) -> int:
-    """The published length of an inference sequence, for detectors whose scores depend on it.
-
-    Up to the window everything is padded to it; beyond, to a multiple of the largest window in
-    grid steps, the one of the stem included although the stem's blocks do not use it.
-    """
-    if length_grid <= window_len:
-        return window_len
-    step = max(
-        stride * window if window > 1 else stride
-        for stride, window in zip(strides, windows, strict=True)
-    )
-    # The levels must halve to the top as well; with one window for all levels they do.
-    return round_up(length_grid, math.lcm(step, strides[-1]))
 
 
 # --- encoder -----------------------------------------------------------------------------------
@@ -319,6 +292,53 @@ def _pooling(channels: int, stride: int, kind: str) -> nn.Module:
     return nn.Sequential(MeanPool(stride), PointwiseConv1d(channels, channels))
 
 
+class BlockConfig(Protocol):
+    """What stem and branch are built from: fields or properties of a detector's configuration."""
+
+    @property
+    def backbone(self) -> str: ...
+    @property
+    def stem_layers(self) -> int: ...
+    @property
+    def embed_dim(self) -> int: ...
+    @property
+    def mlp_dim(self) -> int: ...
+    @property
+    def scale_factor(self) -> int: ...
+    @property
+    def windows(self) -> tuple[int, ...]: ...
+    @property
+    def conv_init_std(self) -> float: ...
+    @property
+    def drop_path(self) -> float: ...
+
+
+def make_blocks(
+    config: BlockConfig, mixer: Callable[..., nn.Module], *, downsample: str
+) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The blocks of stem and branch; those of the stem have window 1 and no drop path.
+
+    Args:
+        mixer: makes the mixer of a block from `window` and `init_std`; backbone "conv" has none.
+    """
+
+    def block(window: int, stride: int, drop_path_prob: float) -> nn.Module:
+        if config.backbone == "conv":
+            return ConvBlock(config.embed_dim, stride=stride)
+        return SgpBlock(
+            config.embed_dim,
+            config.mlp_dim,
+            mixer(window=window, init_std=config.conv_init_std),
+            stride=stride,
+            downsample=downsample,
+            drop_path_prob=drop_path_prob,
+        )
+
+    stem = [block(1, 1, 0.0) for _ in range(config.stem_layers)]
+    branch = [block(w, config.scale_factor, config.drop_path) for w in config.windows[1:]]
+    return stem, branch
+
+
 # --- Trident head ------------------------------------------------------------------------------
 
 
@@ -349,8 +369,7 @@ def expected_offsets(start: Tensor, end: Tensor, bins: Tensor) -> Tensor:
 
 
 def group_losses(
-    logits: Tensor,
-    offsets: Tensor,
+    outputs: AnchorFreeOutputs,
     mask: Tensor,
     assigned: Assignment,
     *,
@@ -362,13 +381,14 @@ def group_losses(
     """Classification and regression loss as sums over a batch (Sec. 3.4).
 
     Args:
-        logits: [B, N, K]; offsets: [B, N, K or 1, 2]; mask: [B, N].
+        outputs: predictions on all levels; mask: [B, N] real points.
         per_class: regression counts (point, class) pairs instead of points.
         iou_power: the class loss of a positive pair is multiplied by its tIoU to this power,
             which gets gradients too; None = no factor.
     """
     pairs = positives(assigned, mask, per_class=per_class)
-    predicted = offsets_at(offsets, pairs)  # [P, 2]
+    logits = torch.cat(outputs.logits, dim=1)  # [B, N, K]
+    predicted = offsets_at(torch.cat(outputs.offsets, dim=1), pairs)  # [P, 2]
     wanted = assigned.offsets[pairs.sequence, pairs.point]
     losses = class_loss(logits, smooth_labels(assigned.classes, label_smoothing))  # [B, N, K]
     if iou_power is not None:
@@ -390,38 +410,21 @@ class TriDet(nn.Module):
         super().__init__()
         self.config = config
         self.decode_config = decode or DecodeConfig()
-        levels = len(config.strides)
-        self.backbone = PyramidEncoder(
-            in_channels=config.in_channels,
-            embed_dim=config.embed_dim,
-            embed_layers=config.embed_layers,
-            embed_kernel=config.embed_kernel,
-            embed_norm=config.embed_norm,
-            position_len=config.window_len if _uses_positions(config) else None,
-            stem=[_block(config, None) for _ in range(config.stem_layers)],
-            branch=[_block(config, level + 1) for level in range(config.branch_layers)],
+        mixer = partial(SgpMixer, config.embed_dim, factor=config.sgp_factor)
+        stem, branch = make_blocks(config, mixer, downsample=config.downsample)
+        positions = config.abs_pos and config.backbone == "sgp"  # "conv" has no table
+        self.backbone = make_encoder(config, stem, branch, positions=positions)
+        self.neck = make_neck(config)
+        self.cls_head = make_class_head(config, config.head_kernel)
+        self.start_head, self.end_head = (
+            make_class_head(config, config.boundary_kernel) if config.trident else None
+            for _ in ("start", "end")
         )
-        self.neck = make_neck(
-            config.neck,
-            config.embed_dim,
-            config.neck_dim,
-            levels,
-            scale_factor=config.scale_factor,
-            norm=config.neck_norm,
-        )
-        self.cls_head = _class_head(config, config.head_kernel)
-        self.start_head = _class_head(config, config.boundary_kernel) if config.trident else None
-        self.end_head = _class_head(config, config.boundary_kernel) if config.trident else None
-        self.reg_head = RegressionHead(
-            config.neck_dim,
-            config.head_dim,
-            levels,
-            num_layers=config.head_layers,
-            kernel_size=config.head_kernel,
-            norm=config.head_norm,
-            out_channels=2 * (config.num_bins + 1) if config.trident else 2,
+        self.reg_head = make_regression_head(
+            config, out_channels=2 * (config.num_bins + 1) if config.trident else 2
         )
         self.normalizer = LossNormalizer(config.init_loss_norm)
+        self.loss_state, self.load_loss_state = self.normalizer.state, self.normalizer.load
 
     def forward(self, feats: Tensor, mask: Tensor) -> AnchorFreeOutputs:
         """Predict at every point.
@@ -432,13 +435,8 @@ class TriDet(nn.Module):
             mask: [B, T] bool, true = real row.
         """
         config = self.config
-        check_length(
-            feats.shape[2],
-            coarsest_stride=config.strides[-1],
-            longest_grid=int(config.window_len * config.max_buffer_len_factor),
-        )
-        if self.training and config.input_noise > 0:
-            feats = feats + config.input_noise * torch.randn_like(feats)
+        check_length(feats, config)
+        feats = with_noise(feats, config.input_noise if self.training else 0.0)
         levels, masks = self.backbone(feats, mask)  # L x [B, C, T_l], L x [B, T_l]
         levels = self.neck(levels, masks)
         logits = [x.transpose(1, 2) for x in self.cls_head(levels, masks)]  # L x [B, T_l, K]
@@ -451,33 +449,23 @@ class TriDet(nn.Module):
             starts = self.start_head(detached, masks)  # L x [B, K, T_l]
             ends = self.end_head(detached, masks)
             offsets = [expected_offsets(*x) for x in zip(starts, ends, maps, strict=True)]
-        points = make_points(
-            [x.shape[2] for x in levels], config.strides, config.regression_ranges, feats.device
-        )
+        points = points_on(levels, config)
         return AnchorFreeOutputs(masks, points, logits, offsets)
 
     def loss(self, outputs: AnchorFreeOutputs, targets: Targets) -> dict[str, Tensor]:
         """Classification and weighted regression loss of one training batch."""
         cls_loss, reg_loss = self.loss_terms(outputs, targets)
-        return {
-            "cls": cls_loss,
-            "reg": reg_loss * regression_weight(self.config.loss_weight, cls_loss, reg_loss),
-        }
+        return weighted(cls_loss, reg_loss, self.config.loss_weight)
 
     def loss_terms(self, outputs: AnchorFreeOutputs, targets: Targets) -> tuple[Tensor, Tensor]:
         """Both losses without weight; moves the normaliser."""
         config = self.config
-        mask = torch.cat(outputs.masks, dim=1)  # [B, N]
-        assigned = assign(
-            torch.cat(outputs.points),
-            targets,
-            config.num_classes,
-            centre_radius=config.centre_radius,
+        assigned, mask = assign_outputs(
+            outputs, targets, config.num_classes, centre_radius=config.centre_radius
         )
         count = self.normalizer.update(int(positive_mask(assigned, mask).sum()))
         cls_loss, reg_loss = group_losses(
-            torch.cat(outputs.logits, dim=1),
-            torch.cat(outputs.offsets, dim=1),
+            outputs,
             mask,
             assigned,
             label_smoothing=config.label_smoothing,
@@ -492,61 +480,11 @@ class TriDet(nn.Module):
 
     def padded_len(self, length_grid: int) -> int:
         """Length an inference sequence is padded to; the scores depend on it."""
-        config = self.config
-        return full_padded_len(
-            length_grid,
-            window_len=config.window_len,
-            strides=config.strides,
-            windows=config.windows,
-        )
+        return full_padded_len(length_grid, self.config)
 
-    def loss_state(self) -> dict[str, float]:
-        """The moving normaliser of the losses."""
-        return {"loss_norm": self.normalizer.value}
-
-    def load_loss_state(self, state: dict[str, float]) -> None:
-        """Take back what `loss_state` gave."""
-        self.normalizer.value = float(state["loss_norm"])
-
-
-def _uses_positions(config: TriDetConfig) -> bool:
-    """The convolutional ablation has no position table."""
-    return config.abs_pos and config.backbone == "sgp"
-
-
-def _block(config: TriDetConfig, level: int | None) -> nn.Module:
-    """A block that goes down to `level`; None = one of the stem, with window 1, no drop path."""
-    stride = 1 if level is None else config.scale_factor
-    if config.backbone == "conv":
-        return ConvBlock(config.embed_dim, stride=stride)
-    mixer = SgpMixer(
-        config.embed_dim,
-        window=1 if level is None else config.windows[level],
-        factor=config.sgp_factor,
-        init_std=config.conv_init_std,
-    )
-    return SgpBlock(
-        config.embed_dim,
-        config.mlp_dim,
-        mixer,
-        stride=stride,
-        downsample=config.downsample,
-        drop_path_prob=0.0 if level is None else config.drop_path,
-    )
-
-
-def _class_head(config: TriDetConfig, kernel_size: int) -> ClassHead:
-    """The class head, or the start or end head, which give logits per class too."""
-    return ClassHead(
-        config.neck_dim,
-        config.head_dim,
-        config.num_classes,
-        num_layers=config.head_layers,
-        kernel_size=kernel_size,
-        norm=config.head_norm,
-        prior_prob=config.prior_prob,
-        empty_classes=config.empty_classes,
-    )
+    def max_len(self) -> int:
+        """The longest sequence that is taken in one piece."""
+        return longest_len(self.padded_len, self.config)
 
 
 def remap_official_keys(checkpoint: Mapping[str, Any], *, ema: bool = True) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ Shapes: B = 1, C channels, T grid length, N detections.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +60,7 @@ def candidates(model: nn.Module, feats: Tensor, overlap: float) -> GridDetection
         overlap: share of neighbouring windows, where the video is longer than one.
     """
     total = feats.shape[-1]
-    window = min(longest_input(model), max(total, 1))
+    window = min(model.max_len(), max(total, 1))  # type: ignore[operator]  # a Detector
     device = next(model.parameters()).device
     found = []
     with torch.inference_mode():
@@ -75,16 +74,6 @@ def candidates(model: nn.Module, feats: Tensor, overlap: float) -> GridDetection
                 GridDetections(dets.segments.cpu() + start, dets.scores.cpu(), dets.labels.cpu())
             )
     return join(found)
-
-
-def longest_input(model: nn.Module) -> int:
-    """The most rows a detector takes at once, after padding: its window times its buffer factor."""
-    config: Any = model.config
-    limit = int(config.window_len * getattr(config, "max_buffer_len_factor", 1.0))
-    longest = limit
-    while longest > 1 and model.padded_len(longest) > limit:  # type: ignore[operator]  # a Detector
-        longest -= 1
-    return longest
 
 
 def detect_on_source(

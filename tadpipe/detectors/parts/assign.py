@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tadpipe.detectors.protocol import Targets
+from tadpipe.detectors.protocol import AnchorFreeOutputs, Targets
 
 SAME_LENGTH_GRID = 1e-3  # durations this close count as equally short
 
@@ -48,6 +48,15 @@ def assign(
         for segments, labels in zip(targets.segments, targets.labels, strict=True)
     ]
     return Assignment(*(torch.stack(values) for values in zip(*sequences, strict=True)))
+
+
+def assign_outputs(
+    outputs: AnchorFreeOutputs, targets: Targets, num_classes: int, *, centre_radius: float
+) -> tuple[Assignment, Tensor]:
+    """Label the points of all levels, see assign; also the real ones, [B, N]."""
+    points = torch.cat(outputs.points)
+    assigned = assign(points, targets, num_classes, centre_radius=centre_radius)
+    return assigned, torch.cat(outputs.masks, dim=1)
 
 
 def positive_mask(assigned: Assignment, mask: Tensor) -> Tensor:

@@ -193,6 +193,11 @@ def drop_path(channels: int, drop_prob: float) -> nn.Module:
     return AffineDropPath(channels, drop_prob) if drop_prob > 0 else nn.Identity()
 
 
+def with_noise(feats: Tensor, deviation: float) -> Tensor:
+    """Features of a training step with Gaussian noise, padded steps too; at 0 as they are."""
+    return feats + deviation * torch.randn_like(feats) if deviation > 0 else feats
+
+
 def sinusoid_table(length_grid: int, channels: int) -> Tensor:
     """Position table [C, T]: sines in even channels, cosines in odd ones, over sqrt(C)."""
     position = torch.arange(length_grid, dtype=torch.float64)[None]  # [1, T]

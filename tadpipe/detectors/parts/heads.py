@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -119,6 +119,56 @@ class RegressionHead(nn.Module):
             F.relu(scale(self.offset_head(run_trunk(self.head, self.norm, x, mask), mask)[0]))
             for scale, x, mask in zip(self.scale, levels, masks, strict=True)
         ]
+
+
+class HeadConfig(Protocol):
+    """What heads are built from: fields or properties of a detector's configuration."""
+
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def neck_dim(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def head_layers(self) -> int: ...
+    @property
+    def head_kernel(self) -> int: ...
+    @property
+    def head_norm(self) -> bool: ...
+    @property
+    def prior_prob(self) -> float: ...
+    @property
+    def empty_classes(self) -> tuple[int, ...]: ...
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+
+
+def make_class_head(config: HeadConfig, kernel_size: int) -> ClassHead:
+    """A head with logits per class by a configuration; its kernel is stated."""
+    return ClassHead(
+        config.neck_dim,
+        config.head_dim,
+        config.num_classes,
+        num_layers=config.head_layers,
+        kernel_size=kernel_size,
+        norm=config.head_norm,
+        prior_prob=config.prior_prob,
+        empty_classes=config.empty_classes,
+    )
+
+
+def make_regression_head(config: HeadConfig, out_channels: int = 2) -> RegressionHead:
+    """The regression head of a configuration."""
+    return RegressionHead(
+        config.neck_dim,
+        config.head_dim,
+        len(config.strides),
+        num_layers=config.head_layers,
+        kernel_size=config.head_kernel,
+        norm=config.head_norm,
+        out_channels=out_channels,
+    )
 
 
 def _logit(probability: float) -> float:

@@ -1,7 +1,7 @@
 """Losses of anchor-free detectors; element-wise, summed and weighted by the detector.
 
 Order: sigmoid_focal_loss, smooth_labels (classes) -> offset_iou, giou_loss, diou_loss (segments
-that share the point they are measured from) -> regression_weight, LossNormalizer.
+that share the point they are measured from) -> regression_weight, weighted, LossNormalizer.
 Shapes: P positives; offsets [P, 2] are distances to start and end, >= 0.
 """
 
@@ -67,6 +67,12 @@ def regression_weight(loss_weight: float, cls_loss: Tensor, reg_loss: Tensor) ->
     return cls_loss.detach() / reg_loss.detach().clamp(min=0.01)
 
 
+def weighted(cls_loss: Tensor, reg_loss: Tensor, loss_weight: float) -> dict[str, Tensor]:
+    """The two terms of a one-stage detector by name, see regression_weight."""
+    weight = regression_weight(loss_weight, cls_loss, reg_loss)
+    return {"cls": cls_loss, "reg": reg_loss * weight}
+
+
 class LossNormalizer:
     """Moving average of the number of positives, by which the losses are divided."""
 
@@ -78,6 +84,14 @@ class LossNormalizer:
         """Take in one training batch and return the divisor for it."""
         self.value = self.momentum * self.value + (1 - self.momentum) * max(num_positives, 1)
         return self.value
+
+    def state(self) -> dict[str, float]:
+        """What `load` takes back: a detector's loss state."""
+        return {"loss_norm": self.value}
+
+    def load(self, state: dict[str, float]) -> None:
+        """Take back what `state` gave."""
+        self.value = float(state["loss_norm"])
 
 
 def _extents(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

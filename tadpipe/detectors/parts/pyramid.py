@@ -1,7 +1,7 @@
 """The temporal feature pyramid: embedding, stem and branch, neck, and the points on its levels.
 
-Order: PyramidEncoder (the blocks are passed in) -> IdentityNeck, TopDownNeck -> make_points ->
-check_length, round_up (which lengths a pyramid takes).
+Order: PyramidConfig -> PyramidEncoder (the blocks are passed in) -> IdentityNeck, TopDownNeck ->
+make_points. Which lengths a pyramid takes is in `parts.lengths`.
 Shapes: B batch, C channels, T grid length, L levels, level l has stride s^l and T_l = T / s^l.
 Source: ActionFormer (Zhang et al., ECCV 2022), Sec. 3.2; feature pyramid as in Lin et al., 2017.
 """
@@ -9,6 +9,7 @@ Source: ActionFormer (Zhang et al., ECCV 2022), Sec. 3.2; feature pyramid as in 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,35 @@ from tadpipe.detectors.parts.conv import (
     zero_conv_biases,
 )
 from tadpipe.errors import ConfigError
+
+
+class PyramidConfig(Protocol):
+    """What a pyramid is built from: fields or properties of a detector's configuration."""
+
+    @property
+    def in_channels(self) -> int | tuple[int, ...]: ...
+    @property
+    def window_len(self) -> int: ...
+    @property
+    def embed_dim(self) -> int | tuple[int, ...]: ...
+    @property
+    def embed_layers(self) -> int: ...
+    @property
+    def embed_kernel(self) -> int: ...
+    @property
+    def embed_norm(self) -> bool: ...
+    @property
+    def scale_factor(self) -> int: ...
+    @property
+    def neck(self) -> str: ...
+    @property
+    def neck_dim(self) -> int: ...
+    @property
+    def neck_norm(self) -> bool: ...
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+    @property
+    def regression_ranges(self) -> tuple[tuple[float, float], ...]: ...
 
 
 class PyramidEncoder(nn.Module):
@@ -149,19 +179,60 @@ class TopDownNeck(nn.Module):
         ]
 
 
-def make_neck(
-    name: str, in_channels: int, channels: int, num_levels: int, *, scale_factor: int, norm: bool
-) -> nn.Module:
-    """The neck called "identity" or "fpn"; "identity" needs in_channels == channels."""
-    if name == "fpn":
-        return TopDownNeck(in_channels, channels, num_levels, scale_factor=scale_factor, norm=norm)
-    if name != "identity" or in_channels != channels:
+def make_encoder(
+    config: PyramidConfig,
+    stem: Sequence[nn.Module],
+    branch: Sequence[nn.Module],
+    *,
+    positions: bool,
+) -> PyramidEncoder:
+    """The encoder of a configuration round the blocks of its detector.
+
+    Args:
+        positions: add the position table.
+    """
+    return PyramidEncoder(
+        in_channels=config.in_channels,
+        embed_dim=config.embed_dim,
+        embed_layers=config.embed_layers,
+        embed_kernel=config.embed_kernel,
+        embed_norm=config.embed_norm,
+        position_len=config.window_len if positions else None,
+        stem=stem,
+        branch=branch,
+    )
+
+
+def make_neck(config: PyramidConfig) -> nn.Module:
+    """The neck called "identity", which keeps the encoder's width, or "fpn"."""
+    width = config.embed_dim if isinstance(config.embed_dim, int) else sum(config.embed_dim)
+    levels = len(config.strides)
+    if config.neck == "fpn":
+        return TopDownNeck(
+            width,
+            config.neck_dim,
+            levels,
+            scale_factor=config.scale_factor,
+            norm=config.neck_norm,
+        )
+    if config.neck != "identity" or width != config.neck_dim:
         raise ConfigError(
             "An identity neck keeps the width of the encoder.",
-            f"neck = {name}, encoder width {in_channels}, neck_dim = {channels}",
+            f"neck = {config.neck}, encoder width {width}, neck_dim = {config.neck_dim}",
             'Give both the same width, or use neck = "fpn".',
         )
-    return IdentityNeck(channels, num_levels, norm=norm)
+    return IdentityNeck(width, levels, norm=config.neck_norm)
+
+
+def per_level(value: int | tuple[int, ...], levels: int) -> tuple[int, ...]:
+    """One number per level; a single number stands for all."""
+    return (value,) * levels if isinstance(value, int) else value
+
+
+def points_on(levels: Sequence[Tensor], config: PyramidConfig) -> list[Tensor]:
+    """The points of L x [B, C, T_l] by a configuration, see make_points."""
+    lengths = [x.shape[2] for x in levels]
+    return make_points(lengths, config.strides, config.regression_ranges, levels[0].device)
 
 
 def make_points(
@@ -181,31 +252,3 @@ def make_points(
         points[:, 1:] = torch.tensor((low, high, stride), device=device)
         levels.append(points)
     return levels
-
-
-def check_length(length_grid: int, *, coarsest_stride: int, longest_grid: int) -> None:
-    """Refuse a sequence that the pyramid cannot halve to its top or has no points for.
-
-    Args:
-        longest_grid: window_len * max_buffer_len_factor.
-    Raises:
-        ConfigError: too long, or no multiple of the coarsest stride.
-    """
-    if length_grid > longest_grid:
-        raise ConfigError(
-            "The sequence is longer than the detector's points reach.",
-            f"{length_grid} grid steps, at most window_len * max_buffer_len_factor = "
-            f"{longest_grid}",
-            "Cut it into windows, or raise max_buffer_len_factor.",
-        )
-    if length_grid % coarsest_stride:
-        raise ConfigError(
-            "The sequence is not a multiple of the coarsest stride.",
-            f"{length_grid} grid steps, stride {coarsest_stride}",
-            "Pad it to detector.padded_len(length).",
-        )
-
-
-def round_up(length_grid: int, step: int) -> int:
-    """The next multiple of `step`."""
-    return -(-length_grid // step) * step

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tadpipe.detectors.parts.conv import sinusoid_table
 from tadpipe.detectors.parts.pyramid import PyramidEncoder, TopDownNeck, make_neck, make_points
+from tadpipe.detectors.tridet import TriDetConfig
 from tadpipe.errors import ConfigError
 
 
@@ -83,8 +84,9 @@ def test_top_down_neck_adds_coarse_levels_to_finer_ones_in_a_chain() -> None:
 
 
 def test_identity_neck_keeps_the_width() -> None:
-    with pytest.raises(ConfigError, match="neck_dim = 6"):
-        make_neck("identity", 8, 6, 3, scale_factor=2, norm=True)
+    config = TriDetConfig(in_channels=6, num_classes=3, embed_dim=16, neck_dim=8)
+    with pytest.raises(ConfigError, match="neck_dim = 8"):
+        make_neck(config)
 
 
 def test_points_sit_on_multiples_of_their_stride() -> None:

@@ -16,7 +16,7 @@ from tadpipe.detectors.parts.decode import DecodeConfig
 from tadpipe.detectors.parts.nms import NmsConfig
 from tadpipe.detectors.protocol import GridDetections
 from tadpipe.errors import StoreError
-from tadpipe.pipeline.detect import candidates, detect_on_features, detect_on_source, longest_input
+from tadpipe.pipeline.detect import candidates, detect_on_features, detect_on_source
 from tadpipe.pipeline.recipe import Recipe
 from tests.unit.datasets.in_memory import MemoryTable
 
@@ -24,7 +24,6 @@ from tests.unit.datasets.in_memory import MemoryTable
 @dataclass(frozen=True)
 class Config:
     window_len: int = 16
-    max_buffer_len_factor: float = 2.0
 
 
 class Seen(NamedTuple):
@@ -43,6 +42,9 @@ class Oracle(nn.Module):
 
     def padded_len(self, length_grid: int) -> int:
         return max(self.config.window_len, -(-length_grid // 8) * 8)
+
+    def max_len(self) -> int:
+        return 2 * self.config.window_len
 
     def forward(self, feats: Tensor, mask: Tensor) -> Seen:
         self.lengths.append(int(mask.sum()))
@@ -105,11 +107,6 @@ def test_a_video_within_reach_goes_through_whole() -> None:
     model = Oracle()
     detect_on_features(model, video(32, (3, 5)), recipe())
     assert model.lengths == [32]
-
-
-def test_reach_counts_the_padding() -> None:
-    assert longest_input(Oracle()) == 32
-    assert longest_input(Oracle(Config(16, 2.3))) == 32  # 36 rows would be padded to 40
 
 
 @pytest.mark.parametrize(
