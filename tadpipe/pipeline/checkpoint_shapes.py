@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tadpipe.detectors.tridet import per_level, wide_kernel
+from tadpipe.detectors.parts.pyramid import per_level
+from tadpipe.detectors.tridet import wide_kernel
 
 ENCODER = r"(?:backbone|encoder)\."
 BLOCK = ENCODER + r"(?:stem|branch)\.\d+\."
