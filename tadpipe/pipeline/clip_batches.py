@@ -16,8 +16,14 @@ from tadpipe.backbones.pixels import prepare
 from tadpipe.backbones.protocol import Backbone
 from tadpipe.errors import VideoError
 from tadpipe.pipeline.frame_source import FrameSource, VideoRows
+from tadpipe.pipeline.optical_flow import FlowSource
 from tadpipe.video.process import DecodeProcess
 from tadpipe.video.snippets import SnippetPlan, iter_clips
+
+
+def batch_of(device: str) -> int:
+    """Clips per forward pass, unless somebody says otherwise."""
+    return 4 if torch.device(device).type == "cpu" else 32
 
 
 class ClipBatches:
@@ -28,6 +34,7 @@ class ClipBatches:
         pad: fill the last batch up to N, for a compiled backbone with fixed shapes.
         fps: resample to this rate by presentation times; None keeps the frames of the file.
         keep_truncated: use what can be decoded of a file that ends early.
+        flow: makes the pictures that a backbone on optical flow sees.
     """
 
     def __init__(
@@ -41,6 +48,7 @@ class ClipBatches:
         pad: bool,
         fps: float | None,
         keep_truncated: bool,
+        flow: FlowSource | None = None,
     ) -> None:
         self.backbone = backbone
         self.plan = plan
@@ -52,6 +60,7 @@ class ClipBatches:
             lambda frames: prepare(frames, backbone.pixels, device),
             fps=fps,
             keep_truncated=keep_truncated,
+            flow=flow,
         )
         self._queue: list[tuple[VideoRows, Tensor]] = []
 

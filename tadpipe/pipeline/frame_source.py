@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from tadpipe.errors import VideoError, VideoReason
+from tadpipe.pipeline.optical_flow import FlowSource
 from tadpipe.pipeline.video_files import VideoFile, printable
 from tadpipe.video.process import DecodeProcess
 from tadpipe.video.rate import nearest_frames, pick
 from tadpipe.video.reader import VideoProbe
 
 PREPARE_FRAMES = 16  # frames whose pixels are prepared in one call; the bits do not depend on it
-Prepare = Callable[[Tensor], Tensor]  # uint8 [T, H, W, 3] -> [T, 3, S, S] on the device
+Prepare = Callable[[Tensor], Tensor]  # uint8 [T, H, W, 3 or 2] -> [T, 3 or 2, S, S] on the device
 Item = TypeVar("Item")
 
 
@@ -58,15 +59,23 @@ class FrameSource:
     Args:
         fps: resample to this rate by presentation times; None keeps the frames of the file.
         keep_truncated: use what can be decoded of a file that ends early.
+        flow: turns the frames into pictures of optical flow; None takes them as they are.
     """
 
     def __init__(
-        self, decoder: DecodeProcess, prepare: Prepare, *, fps: float | None, keep_truncated: bool
+        self,
+        decoder: DecodeProcess,
+        prepare: Prepare,
+        *,
+        fps: float | None,
+        keep_truncated: bool,
+        flow: FlowSource | None = None,
     ) -> None:
         self.decoder = decoder
         self.prepare = prepare
         self.fps = fps
         self.keep_truncated = keep_truncated
+        self.flow = flow
 
     def frames(self, video: VideoRows) -> Iterator[Tensor]:
         """Pictures [3, S, S] in order; `video` learns its probe and its counts on the way."""
@@ -75,6 +84,8 @@ class FrameSource:
         if self.fps is not None:
             video.probe, indices = resampled(video.probe, self.fps)
             frames = pick(frames, indices)
+        if self.flow is not None:
+            frames = self.flow.pictures(video.file, frames)
         for group in in_blocks(frames, PREPARE_FRAMES):
             video.frames_used += len(group)
             yield from self.prepare(torch.from_numpy(np.stack(group)))
