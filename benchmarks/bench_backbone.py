@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from tadpipe.backbones.loading import load_backbone
-from tadpipe.backbones.videomae import Attention, VideoMAE
+from tadpipe.backbones.videomae import VideoMAE
+from tadpipe.backbones.videomae_blocks import Attention
 from tadpipe.config import write_atomically
 
 NAMES = ("videomae-tiny", "videomae-s", "videomae-b")

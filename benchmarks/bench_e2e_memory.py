@@ -303,7 +303,7 @@ def gpu_row(row: PaperRow, device: str, steps: int) -> dict[str, Any]:
     model = load_backbone(name, "random", device=device, dtype="fp32" if full else "bf16")
     ratio = 0.125 if (row.kind, row.size) == ("ladder", "g") else 0.25
     kind: Any = row.kind
-    add_adapters(model, AdapterConfig(kind=kind, ratio=ratio, checkpoint=row.kind != "ladder"))
+    add_adapters(model, AdapterConfig(kind=kind, ratio=ratio, checkpoint=True))
     set_tuning(model, "full" if full else "adapter", representation="frame")
     assert isinstance(model, nn.Module)
     model.train()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -36,6 +36,8 @@ class AdapterConfig:
     kernel: int = 3  # time steps that the depth-wise convolution spans, odd
     dilation: int = 1  # time steps between its taps
     blocks: tuple[int, ...] = ()  # indices; () = all of them, for a ladder the last half
+    stages: tuple[int, ...] = ()  # instead of blocks: stages from 1, in a backbone that has some
+    pathways: tuple[str, ...] = ()  # instead of blocks: "slow", "fast", in a backbone with both
     residual: bool = True  # keep z beside its convolved form; False is the paper's ablation
     checkpoint: bool = False  # recompute each block in the backward pass, store its input only
 
@@ -57,6 +59,12 @@ class AdapterConfig:
                 "Blocks with adapters are listed once each, in order.",
                 f"blocks = {list(self.blocks)}",
             )
+        if self.blocks and (self.stages or self.pathways):
+            raise ConfigError(
+                "Blocks with adapters are named by number, or by stage and pathway.",
+                f"blocks = {list(self.blocks)}, stages = {list(self.stages)}, "
+                f"pathways = {list(self.pathways)}",
+            )
 
 
 class AdaptedBlock(Protocol):
@@ -77,6 +85,8 @@ class AdapterSite(NamedTuple):
     block: AdaptedBlock
     channels: int  # C of its output
     attention: ShiftedAttention | None = None
+    stage: int | None = None  # from 1; None in a backbone whose blocks are all alike
+    pathway: str | None = None  # "slow" or "fast"; None in a backbone with one only
 
 
 @runtime_checkable
@@ -86,7 +96,7 @@ class Adaptable(Protocol):
     Attributes:
         adapter_sha256: identity of loaded adapters, "" without any.
         adapters: what was added, kind "none" at first. With `checkpoint` the backbone recomputes
-            each of its blocks (`recomputed`).
+            its blocks (`recompute.recomputed`).
         ladders: None, or the side network; the backbone then runs its blocks without gradient and
             returns the ladder's sum.
         snippet_only: names of the modules that only `forward` passes through, not `feature_map`.
@@ -229,20 +239,6 @@ def make_tia(
     )
 
 
-def recomputed(block: nn.Module, x: Tensor, *rest: object) -> Tensor:
-    """block(x, *rest), storing x alone for the backward pass where x carries a gradient.
-
-    A block whose input carries none (the first one behind a frozen embedding) keeps only what its
-    own trained parts need, which is less than x and a second forward pass would cost.
-    """
-    if torch.is_grad_enabled() and x.requires_grad:
-        y = checkpoint(block, x, *rest, use_reentrant=False)
-    else:
-        y = block(x, *rest)
-    assert isinstance(y, Tensor)
-    return y
-
-
 def add_adapters(backbone: Backbone, config: AdapterConfig) -> Backbone:
     """Attach adapters in place; a zero second layer leaves every output as it was.
 
@@ -265,6 +261,7 @@ def add_adapters(backbone: Backbone, config: AdapterConfig) -> Backbone:
             "Build or load the backbone without adapters first.",
         )
     sites = backbone.adapter_sites()
+    config = with_blocks(config, sites)
     blocks = chosen_blocks(config, len(sites))
     assert isinstance(backbone, nn.Module)
     device = next(backbone.parameters()).device
@@ -280,6 +277,33 @@ def add_adapters(backbone: Backbone, config: AdapterConfig) -> Backbone:
             _attention(site).shifted = True
     backbone.adapters = config
     return backbone
+
+
+def with_blocks(config: AdapterConfig, sites: Sequence[AdapterSite]) -> AdapterConfig:
+    """The same configuration with stages and pathways spelt out as blocks.
+
+    Raises:
+        ConfigError: a stage or a pathway that the backbone does not have.
+    """
+    for key, chosen, there in (
+        ("stages", config.stages, {site.stage for site in sites}),
+        ("pathways", config.pathways, {site.pathway for site in sites}),
+    ):
+        if not there.issuperset(chosen):
+            known = sorted(str(each) for each in there if each is not None)
+            raise ConfigError(
+                f"The backbone does not have these {key}.",
+                f"{key} = {list(chosen)}, it has {', '.join(known) or 'none'}",
+            )
+    if not config.stages and not config.pathways:
+        return config
+    blocks = [
+        index
+        for index, site in enumerate(sites)
+        if (not config.stages or site.stage in config.stages)
+        and (not config.pathways or site.pathway in config.pathways)
+    ]
+    return replace(config, blocks=tuple(blocks), stages=(), pathways=())
 
 
 def chosen_blocks(config: AdapterConfig, count: int) -> tuple[int, ...]:
@@ -319,6 +343,12 @@ def adapter_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
 
 
 def _ladder(sites: Sequence[AdapterSite], config: AdapterConfig, blocks: tuple[int, ...]) -> Ladder:
+    if any(site.stage is not None for site in sites):
+        raise ConfigError(
+            "A ladder sums outputs of blocks, which need one shape; this backbone has stages.",
+            "adapter ladder",
+            "Use --adapter tia or plain.",
+        )
     widths = sorted({sites[index].channels for index in blocks})
     if len(widths) > 1:
         raise ConfigError(

@@ -11,14 +11,8 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from tadpipe.backbones import BACKBONES
-from tadpipe.backbones.videomae import (
-    Attention,
-    Block,
-    PatchEmbed,
-    VideoMAE,
-    sinusoid_table,
-    videomae_tiny,
-)
+from tadpipe.backbones.videomae import VideoMAE, videomae_tiny
+from tadpipe.backbones.videomae_blocks import Attention, Block, PatchEmbed, sinusoid_table
 from tadpipe.config import PixelRecipe
 from tadpipe.errors import ConfigError
 from tadpipe.registry import resolve
