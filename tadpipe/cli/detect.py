@@ -23,7 +23,10 @@ from tadpipe.cli.options import (
 @click.command()
 @click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--model", required=True, type=click.Path(path_type=Path), help="Run folder of train-detector."
+    "--model",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Run folder of train-detector or e2e.",
 )
 @click.option(
     "--out",
@@ -78,7 +81,8 @@ def detect(
         out=out or (Path("detections.json"),),
         min_score=min_score,
         top_k=top_k,
-        weights=first(weights, project.weights),
+        weights=weights,
+        usual_weights=project.weights,
         store=store or project.store,
         class_scores=class_scores_file(class_scores, project.class_scores),
         skip_unscored=skip_unscored,

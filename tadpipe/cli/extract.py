@@ -21,7 +21,9 @@ from tadpipe.cli.options import (
 @click.command()
 @click.argument("videos", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--backbone", default=None, help="A name of `tadpipe list backbones`.")
-@click.option("--weights", default=None, help="Checkpoint file, or random.  [default: download]")
+@click.option(
+    "--weights", default=None, help="Checkpoint file, run folder or random.  [default: download]"
+)
 @click.option("--store", type=click.Path(path_type=Path), default=None, help=".zarr or .h5 store.")
 @click.option(
     "--stride",
@@ -36,17 +38,23 @@ from tadpipe.cli.options import (
     help="Frames per snippet.  [the backbone's]",
 )
 @click.option(
-    "--frame-interval", type=int, default=1, show_default=True, help="Take each n-th frame."
+    "--frame-interval", type=int, default=None, help="Take each n-th frame.  [default: 1]"
 )
 @click.option(
     "--anchor",
     type=click.Choice(["start", "centre", "cell"]),
-    default="start",
-    show_default=True,
-    help="Where snippets sit: from frame 0 on; centred on i*stride; on the middle of a stride.",
+    default=None,
+    help="Where snippets sit: from frame 0 on; centred on i*stride; on the middle of a stride.  "
+    "[default: start]",
 )
 @click.option("--fps", type=float, default=None, help="Resample to this rate by time stamps.")
 @click.option("--pixels", default=None, help="Named pixel recipe.  [default: the backbone's]")
+@click.option(
+    "--flow",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of optical flow, for i3d-flow.  [default: TV-L1 by OpenCV]",
+)
 @click.option("--dataset", default=None, help="A name of `tadpipe list datasets`.")
 @click.option(
     "--annotations", type=click.Path(path_type=Path), default=None, help="Kept in the store."
@@ -92,10 +100,11 @@ def extract(
     store: Path | None,
     stride: int | None,
     clip_len: int | None,
-    frame_interval: int,
-    anchor: Literal["start", "centre", "cell"],
+    frame_interval: int | None,
+    anchor: Literal["start", "centre", "cell"] | None,
     fps: float | None,
     pixels: str | None,
+    flow: Path | None,
     dataset: str | None,
     annotations: Path | None,
     device: str | None,
@@ -121,17 +130,19 @@ def extract(
     from tadpipe.project import Project
 
     project = Project.find()
+    tuned = weights is not None and Path(weights).is_dir()  # an end-to-end run knows the rest
     report = run(
         videos or [Path(str(project.need("videos", "VIDEOS (files or folders)")))],
         store=store or project.store,
-        backbone=backbone or str(project.need("backbone", "--backbone")),
+        backbone=backbone or (None if tuned else str(project.need("backbone", "--backbone"))),
         weights=first(weights, project.weights),
-        stride=stride or project.stride or 4,
+        stride=stride or (None if tuned else project.stride),
         clip_len=clip_len,
         frame_interval=frame_interval,
         anchor=anchor,
         fps=fps,
         pixels=pixels,
+        flow=flow,
         dataset=first(dataset, project.dataset),
         annotations=first(annotations, project.annotations),
         device=first(device, project.device) or "auto",

@@ -24,6 +24,7 @@ COMMANDS = {
     "init": "tadpipe.cli.init:init",
     "extract": "tadpipe.cli.extract:extract",
     "train-detector": "tadpipe.cli.train_detector:train_detector",
+    "e2e": "tadpipe.cli.e2e:e2e",
     "detect": "tadpipe.cli.detect:detect",
     "evaluate": "tadpipe.cli.evaluate:evaluate",
     "compare": "tadpipe.cli.compare:compare",

@@ -6,19 +6,17 @@ the store already holds of them is reused.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tadpipe.annotations import Annotations, Detection, Detections
-from tadpipe.backbones import BACKBONES
-from tadpipe.backbones.loading import load_backbone
-from tadpipe.backbones.protocol import Backbone
 from tadpipe.datasets import DATASETS
 from tadpipe.datasets.sources import FeatureSource
 from tadpipe.detection_files import check_suffix, write_detections
-from tadpipe.errors import CheckpointError, ConfigError
+from tadpipe.errors import VideoError
 from tadpipe.pipeline.class_fusion import (
     ClassScores,
     changed_rule,
@@ -27,18 +25,23 @@ from tadpipe.pipeline.class_fusion import (
     load_class_scores,
     source_text,
 )
+from tadpipe.pipeline.clip_batches import batch_of
 from tadpipe.pipeline.detect import detect_on_source
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.extract import extract_features
-from tadpipe.pipeline.extract_report import ExtractReport
-from tadpipe.pipeline.known_weights import KnownWeights, find_weights
+from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
+from tadpipe.pipeline.known_weights import KnownWeights
+from tadpipe.pipeline.pixel_grid import grid_of
 from tadpipe.pipeline.progress import SILENT, Progress
-from tadpipe.pipeline.recipe import Recipe, load_detector
+from tadpipe.pipeline.recipe import Recipe, TrainedDetector, load_detector
+from tadpipe.pipeline.spec_backbone import load_exactly, place_of_weights
+from tadpipe.pipeline.video_features import ComputedTable, VideoTable
 from tadpipe.pipeline.video_files import VideoFile, find_videos, printable
 from tadpipe.registry import resolve
 from tadpipe.store.content import ContentIndex
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.metadata import FeatureSpec
+from tadpipe.video.process import DecodeProcess
 
 SHOWN = 5  # detections per video in the text
 
@@ -100,6 +103,7 @@ def detect(
     min_score: float = 0.0,
     top_k: int | None = None,
     weights: str | Path | None = None,
+    usual_weights: str | Path | None = None,
     store: Path | str = "store/features.zarr",
     class_scores: str | Path | None = None,
     skip_unscored: bool = False,
@@ -112,12 +116,15 @@ def detect(
 
     Args:
         videos: files and folders.
-        model: run folder of `train_detector`.
+        model: run folder of `train_detector` or `train_e2e`.
         out: files to write; the suffix says the format: .json, .csv, .srt, .vtt.
         min_score: leave out detections below.
         top_k: keep at most so many per video, the best.
-        weights: file of the backbone's weights; default where they were when the features were
-            extracted, else the named download. Their SHA-256 must be the one trained on.
+        weights: file of the backbone's weights, or the folder of the end-to-end run that tuned
+            it; default the model's own folder, where they were when the features were extracted,
+            or the named download. Their SHA-256 must be the one trained on.
+        usual_weights: what to try where the model's own weights are not known, before the
+            download.
         store: feature cache; made if missing.
         class_scores: file of video-level class scores, by names of the videos, for a
             class-agnostic model.
@@ -142,9 +149,53 @@ def detect(
         scores = _class_scores_for(files, trained.recipe, class_scores, skip_unscored)
         report.class_scores = scores.stated(rule)
         report.unscored = scores.missing(file.name for file in files)
-    for spec in trained.recipe.features:
-        backbone = _load_backbone(spec, weights, device, str(model))
-        report.extraction.append(
+    looked_at = _resized_rows if trained.recipe.resized_pixels else _stored_rows
+    places = [
+        place_of_weights(spec, model, weights, usual_weights) for spec in trained.recipe.features
+    ]
+    rows = looked_at(files, trained, places, Path(store), device, dry_run, progress)
+    report.extraction = rows.extraction
+    if rows.source is None:
+        return report
+    found = detect_on_source(
+        trained.model,
+        rows.source,
+        {name: name for name in rows.durations_sec},
+        trained.recipe,
+        durations_sec=rows.durations_sec,
+        progress=progress,
+    )
+    if scores is not None:
+        found = scores.label(found, rule)
+    report.detections = {name: _best(each, min_score, top_k) for name, each in found.items()}
+    for path in map(Path, out):
+        write_detections(path, report.detections)
+        report.files.append(path)
+    return report
+
+
+class _Rows(NamedTuple):
+    """The features to detect on, and how they were made."""
+
+    extraction: list[ExtractReport]
+    source: FeatureSource | None = None  # None: nothing to detect on
+    durations_sec: Mapping[str, float] = {}  # of the videos that could be used
+
+
+def _stored_rows(
+    files: Sequence[VideoFile],
+    trained: TrainedDetector,
+    places: Sequence[KnownWeights | None],
+    store: Path,
+    device: str,
+    dry_run: bool,
+    progress: Progress,
+) -> _Rows:
+    """Features extracted into the store, but for what it holds already."""
+    extraction = []
+    for spec, place in zip(trained.recipe.features, places, strict=True):
+        backbone = load_exactly(spec, place, device=device, run=str(trained.run))
+        extraction.append(
             extract_features(
                 files,
                 backbone,
@@ -155,29 +206,57 @@ def detect(
                 progress=progress,
             )
         )
-    failed = {v.name for each in report.extraction for v in each.videos if v.status == "failed"}
-    names = {file.name: file.name for file in files if file.name not in failed}
+    failed = {v.name for each in extraction for v in each.videos if v.status == "failed"}
+    names = [file.name for file in files if file.name not in failed]
     if dry_run or not names:
-        return report
+        return _Rows(extraction)
     opened = FeatureStore.open(store)
     tables = [opened.table(fid=spec.fid) for spec in trained.recipe.features]
-    source = FeatureSource(tables)
     rows = opened.videos(tables[0].fid)
-    found = detect_on_source(
-        trained.model,
-        source,
-        names,
-        trained.recipe,
-        durations_sec={name: rows[name].duration_sec for name in names},
-        progress=progress,
-    )
-    if scores is not None:
-        found = scores.label(found, rule)
-    report.detections = {name: _best(each, min_score, top_k) for name, each in found.items()}
-    for path in map(Path, out):
-        write_detections(path, report.detections)
-        report.files.append(path)
-    return report
+    durations_sec = {name: rows[name].duration_sec for name in names}
+    return _Rows(extraction, FeatureSource(tables), durations_sec)
+
+
+def _resized_rows(
+    files: Sequence[VideoFile],
+    trained: TrainedDetector,
+    places: Sequence[KnownWeights | None],
+    store: Path,
+    device: str,
+    dry_run: bool,
+    progress: Progress,
+) -> _Rows:
+    """Features of frames spread over each video; a store has no place for them."""
+    spec = trained.recipe.features[0]
+    report = ExtractReport(store, spec.fid, dry_run)
+    backbone = load_exactly(spec, places[0], device=device, run=str(trained.run))
+    with DecodeProcess() as decoder:
+        table = VideoTable(
+            {file.name: file for file in files},
+            backbone,
+            spec,
+            grid_of(spec, trained.recipe.window_len, resize=True),
+            decoder,
+            device=device,
+            batch=batch_of(device),
+        )
+        computed = ComputedTable(spec.channels)
+        progress.begin("features", len(files), "video")
+        for file in files:
+            started = time.monotonic()
+            try:
+                if not dry_run:
+                    computed.add(file.name, table.open(file.name), table.duration_sec(file.name))
+                outcome = VideoOutcome(file.name, "done", rows=trained.recipe.window_len)
+            except VideoError as error:
+                message = f"{error.what} {error.where}".strip()
+                outcome = VideoOutcome(file.name, "failed", error.reason.value, message)
+            report.videos.append(outcome._replace(seconds=time.monotonic() - started))
+            progress.advance()
+        progress.end()
+    report.seconds = sum(video.seconds for video in report.videos)
+    source = FeatureSource([computed]) if computed.durations_sec else None
+    return _Rows([report], source, computed.durations_sec)
 
 
 def _beside_others(
@@ -221,31 +300,3 @@ def _class_scores_for(
 
 def _best(found: list[Detection], min_score: float, top_k: int | None) -> list[Detection]:
     return [detection for detection in found if detection.score >= min_score][:top_k]
-
-
-def _load_backbone(
-    spec: FeatureSpec, weights: str | Path | None, device: str, run: str
-) -> Backbone:
-    """The backbone a recipe names, with exactly its weights and pixels."""
-    known = spec.backbone in BACKBONES and spec.representation == "snippet"
-    if not known or spec.adapter_sha256 or spec.pixels is None:
-        raise ConfigError(
-            "The features this model was trained on cannot be extracted here.",
-            f"{run}: {spec.backbone}, {spec.representation} features",
-            "Evaluate it on stored features with train-detector and evaluate instead.",
-        )
-    given = KnownWeights(weights) if weights is not None else find_weights(spec.weights_sha256)
-    place, seed = (None, 0) if given is None else given
-    backbone = load_backbone(
-        spec.backbone, place, device=device, dtype=spec.compute_dtype, seed=seed
-    )
-    if backbone.weights_sha256 != spec.weights_sha256:
-        raise CheckpointError(
-            "These are not the backbone weights the model was trained on.",
-            f"{place or 'the named download'}: SHA-256 {backbone.weights_sha256[:12]}...;  "
-            f"{run}: {spec.weights_sha256[:12]}...",
-            "Name the right file with --weights.",
-        )
-    backbone.pixels = spec.pixels
-    backbone.set_clip_len(spec.clip_len)
-    return backbone

@@ -7,11 +7,10 @@ with features computed from the test videos by the tuned backbone. The run folde
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from tadpipe.backbones.tuning import trainable_groups
 from tadpipe.config import to_mapping
 from tadpipe.datasets.sources import FeatureSequence
 from tadpipe.errors import ConfigError, VideoError
+from tadpipe.pipeline.clip_batches import batch_of
 from tadpipe.pipeline.detect import detect_on_features
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.e2e_plan import (
@@ -35,6 +35,7 @@ from tadpipe.pipeline.e2e_plan import (
     pixel_preset,
     plan_pixels,
 )
+from tadpipe.pipeline.e2e_result import E2EResult
 from tadpipe.pipeline.evaluate import DETECTIONS_FILE, Evaluation, evaluate
 from tadpipe.pipeline.frame_cache import FrameCache, keep_for
 from tadpipe.pipeline.known_weights import KnownWeights, remember_weights
@@ -63,71 +64,6 @@ from tadpipe.video.process import DecodeProcess
 logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
-TEST_BATCH = {"cpu": 4, "cuda": 32}  # clips per forward pass, as of `tadpipe extract`
-
-
-@dataclass(frozen=True)
-class E2EResult:
-    """What an end-to-end run did."""
-
-    run: Path
-    detector: str
-    preset: str
-    backbone: str
-    tune: str
-    adapter: str
-    egs: float
-    representation: str
-    trained_parameters: Mapping[str, int]  # detector, adapter, backbone
-    videos: int  # trained on
-    epochs: int
-    steps: int  # in all; with dry_run, those it would take
-    without_files: tuple[str, ...]  # annotated videos of the subsets used
-    dry_run: bool = False
-    failed: tuple[str, ...] = ()  # videos that turned out unusable
-    seconds: float = 0.0
-    losses: Mapping[str, float] = field(default_factory=dict)  # means over the last epoch
-    evaluation: Evaluation | None = None  # of the averaged weights on the test subset
-
-    @property
-    def exit_code(self) -> int:
-        return 3 if self.failed else 0
-
-    def to_mapping(self) -> dict[str, Any]:
-        """JSON-ready."""
-        mapping = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        mapping |= {
-            "run": str(self.run),
-            "trained_parameters": dict(self.trained_parameters),
-            "without_files": list(self.without_files),
-            "failed": list(self.failed),
-            "losses": dict(self.losses),
-            "evaluation": None if self.evaluation is None else self.evaluation.to_mapping(),
-        }
-        return mapping
-
-    def text(self) -> str:
-        """The score, what was left out, and one summary line."""
-        lines = [] if self.evaluation is None else [self.evaluation.text()]
-        for names, what in (
-            (self.without_files, "annotated videos have no file"),
-            (self.failed, "videos could not be used"),
-        ):
-            if names:
-                shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-                lines.append(f"{len(names)} {what}: {shown}")
-        sizes = ", ".join(f"{name} {count:,}" for name, count in self.trained_parameters.items())
-        losses = "  ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
-        lines.append(
-            f"{'would train' if self.dry_run else 'trained'} {self.detector} and {self.backbone} "
-            f"({self.representation}s, tune {self.tune}, adapter {self.adapter}, gradients of "
-            f"{self.egs:.0%} of the clips; parameters: {sizes}; preset {self.preset}) on "
-            f"{self.videos} videos, {self.epochs} epochs, {self.steps} steps"
-            + (f", last epoch {losses}" if losses else "")
-            + (f", {self.seconds:.0f} s" if not self.dry_run else "")
-            + f" -> {self.run}"
-        )
-        return "\n".join(lines)
 
 
 def train_e2e(
@@ -195,7 +131,7 @@ def train_e2e(
             pixels.grid,
             tests,
             device=device,
-            batch=TEST_BATCH["cpu" if device == "cpu" else "cuda"],
+            batch=batch_of(device),
         )
         plan = make_plan(
             [table],
@@ -385,7 +321,9 @@ class _Run:
         }
         with trainer.ema.applied_to(trainer.model):
             spec = self._save_backbone()
-            recipe = replace(self.plan.recipe, features=(spec,))
+            recipe = replace(
+                self.plan.recipe, features=(spec,), resized_pixels=self.pixels.grid.resize
+            )
             write_json(self.folder / RECIPE_FILE, recipe.to_mapping())
             save_weights(self.folder / MODEL_FILE, state)
             test = self.plan.subsets.test

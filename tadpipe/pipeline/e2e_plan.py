@@ -20,6 +20,7 @@ from tadpipe.backbones.protocol import Backbone
 from tadpipe.backbones.tia import Adaptable, AdapterConfig, add_adapters
 from tadpipe.datasets.sources import FeatureSource, match_videos
 from tadpipe.errors import ConfigError
+from tadpipe.pipeline.extract_spec import DEFAULT_STRIDE, PADDED_BATCH
 from tadpipe.pipeline.feature_tables import open_tables
 from tadpipe.pipeline.pixel_grid import PixelGrid, grid_of, overlap_frames
 from tadpipe.pipeline.presets import FeaturesConfig, Preset
@@ -32,8 +33,6 @@ from tadpipe.training.e2e import E2EConfig, set_drop_path
 from tadpipe.training.feature_bank import FeatureBank
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_STRIDE = 4  # frames, as of `tadpipe extract`
 
 
 class E2EOptions(NamedTuple):
@@ -152,6 +151,7 @@ def plan_pixels(
         fps=config.fps or None,
         window_len=window_len * config.frames_per_step if frames else 0,
         row_spacing=float(step_frames) if frames else 0.0,
+        batch=PADDED_BATCH if model.bits_depend_on_batch and not frames else None,
     )
     resize = preset.windows.fit == "resize"
     grid = grid_of(spec, window_len, resize=resize)

@@ -14,47 +14,50 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tadpipe.backbones.loading import load_backbone
-from tadpipe.backbones.pixels import PIXEL_RECIPES
 from tadpipe.backbones.protocol import Backbone
-from tadpipe.backbones.tia import Adaptable
 from tadpipe.config import PixelRecipe
 from tadpipe.datasets import DATASETS
 from tadpipe.datasets.annotation_files import annotation_copy, read_annotations
 from tadpipe.datasets.spec import DatasetSpec
-from tadpipe.errors import ConfigError, VideoError, VideoReason
-from tadpipe.pipeline.clip_batches import ClipBatches, VideoRows
+from tadpipe.errors import VideoError, VideoReason
+from tadpipe.pipeline.clip_batches import ClipBatches, batch_of
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
+from tadpipe.pipeline.extract_spec import Choices, Handling, as_chosen, as_tuned
+from tadpipe.pipeline.frame_rows import FrameWindows
+from tadpipe.pipeline.frame_source import VideoRows
 from tadpipe.pipeline.known_weights import KnownWeights, remember_weights
+from tadpipe.pipeline.optical_flow import flow_source
 from tadpipe.pipeline.progress import SILENT, Progress
+from tadpipe.pipeline.spec_backbone import tuned_backbone
+from tadpipe.pipeline.video_features import clip_runner
 from tadpipe.pipeline.video_files import VideoFile, find_videos, printable, shard
-from tadpipe.registry import nearest, resolve
+from tadpipe.registry import resolve
 from tadpipe.store.content import ContentIndex
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.ledger import LedgerRow
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.store.writer import StoreWriter
 from tadpipe.video.process import DecodeProcess
-from tadpipe.video.snippets import SnippetPlan
 
 logger = logging.getLogger(__name__)
 
-PADDED_BATCH = 8  # clips per pass on any device, where the last bits depend on the number
+Runner = ClipBatches | FrameWindows  # of videos through a backbone
 
 
 def extract(
     videos: Sequence[Path | str],
     *,
     store: Path | str,
-    backbone: str,
+    backbone: str | None = None,
     weights: str | Path | None = None,
-    stride: int = 4,
+    stride: int | None = None,
     clip_len: int | None = None,
-    frame_interval: int = 1,
-    anchor: Literal["start", "centre", "cell"] = "start",
+    frame_interval: int | None = None,
+    anchor: Literal["start", "centre", "cell"] | None = None,
     fps: float | None = None,
     pixels: str | PixelRecipe | None = None,
+    flow: Path | str | None = None,
     dataset: str | None = None,
     annotations: Path | str | None = None,
     device: str = "auto",
@@ -75,14 +78,18 @@ def extract(
     Args:
         videos: files and folders.
         store: a .zarr folder or .h5 file; made if missing.
-        backbone: a name of `tadpipe list backbones`.
-        weights: a checkpoint file, "random", or None for the named download.
-        stride: frames between the starts of neighbouring snippets.
+        backbone: a name of `tadpipe list backbones`; may be left out for a run folder.
+        weights: a checkpoint file, "random", the folder of an end-to-end run, or None for the
+            named download. A run decides where its snippets or windows are and how its pixels
+            are made; only the stride of snippets may differ.
+        stride: frames between the starts of neighbouring snippets; default 4.
         clip_len: frames of a snippet; default the backbone's.
-        frame_interval: take every n-th frame of a snippet.
-        anchor: where snippets sit, see docs/concepts.md.
+        frame_interval: take every n-th frame of a snippet; default 1.
+        anchor: where snippets sit, see docs/concepts.md; default "start".
         fps: resample to this rate by presentation times first; None keeps the file's frames.
         pixels: a named recipe or one of your own; None takes the backbone's.
+        flow: folder of optical flow computed elsewhere, for a backbone that takes it; None computes
+            it from the frames.
         dataset: whose annotations these are: names its file prefix and the labels it drops.
         annotations: kept in the store, so that training needs only the store.
         dtype: arithmetic of the backbone.
@@ -103,36 +110,27 @@ def extract(
         files = shard(files, *shard_of)
     annotated = _read_annotations(annotations, dataset)
     device = resolve_device(device)
-    model = load_backbone(backbone, weights, device=device, dtype=dtype, compile=compile, seed=seed)
-    if weights is not None and not dry_run:
-        remember_weights(model.weights_sha256, KnownWeights(weights, seed))
-    if clip_len is not None:
-        model.set_clip_len(clip_len)
-    if pixels is not None:
-        model.pixels = _recipe(pixels, model.pixels)
-    spec = FeatureSpec(
-        backbone=backbone,
-        weights_sha256=model.weights_sha256,
-        adapter_sha256=model.adapter_sha256 if isinstance(model, Adaptable) else "",
-        channels=model.out_channels,
-        clip_len=model.clip_len,
-        stride=stride,
-        pixels=model.pixels,
-        frame_interval=frame_interval,
-        anchor=anchor,
-        edges="drop-tail" if anchor == "start" else "repeat-edge",
-        truncated=on_truncated,
-        fps=fps,
-        compute_dtype=dtype,
-        batch=(batch or PADDED_BATCH) if model.bits_depend_on_batch else None,
-        stored_dtype=feature_dtype,
-    )
+    choices = Choices(backbone, stride, clip_len, frame_interval, anchor, fps, pixels)
+    handling: Handling = (on_truncated, dtype, feature_dtype)
+    tuned = tuned_backbone(weights)
+    if tuned is None:
+        model, spec = as_chosen(choices, weights, handling, device, compile, batch, seed)
+        known = None if weights is None else KnownWeights(weights, seed)
+    else:
+        model, spec = as_tuned(tuned, choices, handling, device, compile)
+        known = KnownWeights(tuned.file)
+    if flow is not None and model.pixels.channels == 2:
+        model.pixels = replace(model.pixels, colour="flow-files")
+        spec = replace(spec, pixels=model.pixels)
+    if known is not None and not dry_run:
+        remember_weights(spec.adapter_sha256 or spec.weights_sha256, known)
     report = extract_features(
         files,
         model,
         spec,
         store=store,
         annotations=annotated.raw,
+        flow=None if flow is None else Path(flow),
         device=device,
         batch=batch,
         pad=compile,
@@ -152,6 +150,7 @@ def extract_features(
     *,
     store: Path | str,
     annotations: bytes | None = None,
+    flow: Path | None = None,
     device: str = "cpu",
     batch: int | None = None,
     pad: bool = False,
@@ -164,22 +163,25 @@ def extract_features(
 
     Args:
         model: on `device`; its weights, pixels and channels are those of the spec.
+        flow: folder of optical flow, where the spec's pixels are read from files.
         batch: clips per forward pass, where the spec leaves it open.
         pad: fill the last batch, for a compiled backbone with fixed shapes; always done where the
             spec states the batch.
     """
     started = time.monotonic()
     report = ExtractReport(Path(store), spec.fid, dry_run)
+    source = flow_source(model.pixels, flow)
+    if source is not None and not dry_run:
+        source.check()
     with DecodeProcess(decoder=decoder, timeout_sec=decode_timeout_sec) as process:
-        batches = ClipBatches(
+        batches = clip_runner(
             model,
-            SnippetPlan(spec.anchor, spec.clip_len, spec.frame_interval, spec.stride),
+            spec,
             process,
             device=device,
-            batch=spec.batch or batch or (4 if device == "cpu" else 32),
-            pad=pad or spec.batch is not None,
-            fps=spec.fps,
-            keep_truncated=spec.truncated == "keep",
+            batch=batch or batch_of(device),
+            pad=pad,
+            flow=source,
         )
         if dry_run:
             _plan_only(report, files, spec, batches)
@@ -201,7 +203,7 @@ class _Run:
         report: ExtractReport,
         store: FeatureStore,
         writer: StoreWriter,
-        batches: ClipBatches,
+        batches: Runner,
         progress: Progress,
     ) -> None:
         self.report = report
@@ -316,7 +318,10 @@ class _Run:
 
 
 def _plan_only(
-    report: ExtractReport, files: Sequence[VideoFile], spec: FeatureSpec, batches: ClipBatches
+    report: ExtractReport,
+    files: Sequence[VideoFile],
+    spec: FeatureSpec,
+    batches: ClipBatches | FrameWindows,
 ) -> None:
     """What a run would do: probes and hashes, decodes and writes nothing."""
     store = FeatureStore.open(report.store) if report.store.exists() else None
@@ -377,29 +382,3 @@ def _read_annotations(annotations: Path | str | None, dataset: str | None) -> _A
     names = tuple(read_annotations(annotations, spec).videos)
     prefix = "" if spec is None else spec.feature_prefix
     return _Annotated(annotation_copy(annotations, spec), names, prefix)
-
-
-def _recipe(pixels: str | PixelRecipe, own: PixelRecipe) -> PixelRecipe:
-    """A pixel recipe by name, at the picture size of the backbone's own.
-
-    Raises:
-        ConfigError: unknown, or pictures of another number of channels.
-    """
-    if isinstance(pixels, str):
-        pixels = replace(_named_recipe(pixels), size=own.size)
-    if pixels.channels != own.channels:
-        raise ConfigError(
-            "The pixel recipe does not fit the backbone.",
-            f"{pixels.colour}: {pixels.channels} channels, the backbone takes {own.channels}",
-            "Leave --pixels out: the backbone brings its own.",
-        )
-    return pixels
-
-
-def _named_recipe(pixels: str) -> PixelRecipe:
-    if pixels not in PIXEL_RECIPES:
-        raise ConfigError(
-            f"Unknown pixel recipe '{pixels}'.",
-            todo=f"Known: {', '.join(nearest(pixels, PIXEL_RECIPES) or PIXEL_RECIPES)}.",
-        )
-    return PIXEL_RECIPES[pixels]

@@ -56,6 +56,8 @@ class Recipe:
     windows: WindowConfig
     # How external class scores are fused, if any are given; recipes of before do not state it.
     class_scores: ClassFusionConfig = field(default_factory=ClassFusionConfig)
+    # End to end with resized windows: frames are spread over a video, not its features resized.
+    resized_pixels: bool = False
 
     @property
     def label_ids(self) -> dict[str, int]:
@@ -113,7 +115,7 @@ def load_recipe(run: Path) -> Recipe:
         raise CheckpointError(
             "Not the folder of a training run.",
             f"{run} has no {RECIPE_FILE}",
-            "Name a folder that train-detector wrote.",
+            "Name a folder that train-detector or e2e wrote.",
         ) from None
     except ValueError as error:
         raise CheckpointError("The recipe cannot be read.", f"{path}: {error}") from None
@@ -127,7 +129,7 @@ def load_detector(run: str | Path, *, device: str = "cpu", weights: str = "ema")
     """Load a trained detector.
 
     Args:
-        run: folder that `train_detector` wrote.
+        run: folder that `train_detector` or `train_e2e` wrote.
         weights: "ema" (averaged, the default) or "plain" (of the last step).
     Raises:
         CheckpointError: no such run, training not finished, or weights that do not fit.
@@ -141,7 +143,7 @@ def load_detector(run: str | Path, *, device: str = "cpu", weights: str = "ema")
         raise CheckpointError(
             "The run has no trained model yet.",
             str(path),
-            "Repeat its train-detector command with --resume.",
+            "Repeat its command with --resume.",
         )
     model = recipe.make_model()
     load_strictly(model, load_weights(path), str(path))

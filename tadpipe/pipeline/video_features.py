@@ -19,6 +19,7 @@ from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.pipeline.clip_batches import ClipBatches
 from tadpipe.pipeline.frame_rows import FrameWindows
 from tadpipe.pipeline.frame_source import FrameSource, VideoRows, resampled
+from tadpipe.pipeline.optical_flow import FlowSource
 from tadpipe.pipeline.pixel_grid import PixelGrid, grid_of
 from tadpipe.pipeline.video_files import VideoFile
 from tadpipe.store.metadata import FeatureSpec
@@ -38,6 +39,25 @@ class ComputedRows:
     def __getitem__(self, rows: slice) -> np.ndarray:
         part: np.ndarray = self.features[rows]
         return part
+
+
+class ComputedTable:
+    """Features of some videos in memory."""
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+        self.durations_sec: dict[str, float] = {}
+        self._rows: dict[str, ComputedRows] = {}
+
+    def add(self, name: str, rows: ComputedRows, duration_sec: float) -> None:
+        self._rows[name] = rows
+        self.durations_sec[name] = duration_sec
+
+    def names(self) -> Sequence[str]:
+        return list(self._rows)
+
+    def open(self, name: str) -> ComputedRows:
+        return self._rows[name]
 
 
 class VideoTable:
@@ -149,12 +169,15 @@ def clip_runner(
     device: str,
     batch: int,
     pad: bool,
+    flow: FlowSource | None = None,
 ) -> ClipBatches | FrameWindows:
     """What runs videos through a backbone as a spec says.
 
     Args:
-        batch: clips per forward pass; windows of frames pass one by one.
-        pad: fill the last batch of clips.
+        batch: clips per forward pass, where the spec leaves it open; windows of frames pass one
+            by one.
+        pad: fill the last batch of clips; always done where the spec states the batch.
+        flow: makes the pictures of clips for a backbone on optical flow.
     """
     keep_truncated = spec.truncated == "keep"
     if spec.representation == "frame":
@@ -172,8 +195,9 @@ def clip_runner(
         SnippetPlan(spec.anchor, spec.clip_len, spec.frame_interval, spec.stride),
         decoder,
         device=device,
-        batch=batch,
-        pad=pad,
+        batch=spec.batch or batch,
+        pad=pad or spec.batch is not None,
         fps=spec.fps,
         keep_truncated=keep_truncated,
+        flow=flow,
     )
