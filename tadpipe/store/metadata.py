@@ -118,10 +118,8 @@ class FeatureSpec:
             "frame interval": "" if self.frame_interval == 1 else str(self.frame_interval),
             "channels": str(self.channels),
             "anchor": f"{self.anchor} ({self.edges})",
-            "pixels": "not stated"
-            if pixels is None
-            else f"{pixels.resize} {pixels.size} {pixels.interpolation}",
-            "normalised": "yes" if pixels is not None and pixels.mean else "",
+            "pixels": "not stated" if pixels is None else _pixel_words(pixels),
+            "normalised": "" if pixels is None or not pixels.mean else _scale_words(pixels),
             "rate": "" if self.fps is None else f"{self.fps:g} fps",
             "decoded at": "" if self.decode_size is None else "x".join(map(str, self.decode_size)),
             "rotation": "" if self.rotation == "upright" else self.rotation,
@@ -146,6 +144,21 @@ class FeatureSpec:
     def from_mapping(cls, mapping: Mapping[str, Any], where: str = "feature spec") -> FeatureSpec:
         """The inverse of `to_mapping`; a wrong or unknown key is a ConfigError naming `where`."""
         return build(cls, mapping, where)
+
+
+def _pixel_words(pixels: PixelRecipe) -> str:
+    """Size, resize, arithmetic and kind of the pictures."""
+    words = f"{pixels.resize} {pixels.size} {pixels.interpolation}"
+    if pixels.resize_short_side not in (0, pixels.size):
+        words += f", cut from a short side of {pixels.resize_short_side}"
+    if pixels.resize_to:
+        words += f", cut from {pixels.resize_to[0]} x {pixels.resize_to[1]}"
+    return words if pixels.colour == "rgb" else f"{words}, {pixels.colour}"
+
+
+def _scale_words(pixels: PixelRecipe) -> str:
+    mean, std = (" ".join(f"{v:g}" for v in values) for values in (pixels.mean, pixels.std))
+    return f"mean {mean}, std {std}"
 
 
 @dataclass(frozen=True)

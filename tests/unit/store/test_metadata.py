@@ -94,3 +94,28 @@ def test_a_setting_that_came_later_moves_no_stored_features_while_at_rest() -> N
     assert plain.fid == "771004ce433698b2"  # of stores written before `resize_to`
     fixed = PixelRecipe(resize="fixed", resize_to=(256, 340))
     assert replace(plain, pixels=fixed).fid != replace(plain, pixels=None).fid != plain.fid
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (PixelRecipe(size=224, resize="short-side"), "short-side 224 float-bilinear"),
+        (
+            PixelRecipe(size=224, resize="short-side", resize_short_side=256),
+            "short-side 224 float-bilinear, cut from a short side of 256",
+        ),
+        (
+            PixelRecipe(size=112, resize="fixed", resize_to=(128, 171)),
+            "fixed 112 float-bilinear, cut from 128 x 171",
+        ),
+        (PixelRecipe(size=64, colour="flow-files"), "squash 64 float-bilinear, flow-files"),
+    ],
+)
+def test_pixels_that_differ_differ_in_words(recipe: PixelRecipe, words: str) -> None:
+    assert spec(pixels=recipe).settings()["pixels"] == words
+
+
+def test_settings_state_mean_and_std() -> None:
+    recipe = PixelRecipe(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.25))
+    words = spec(pixels=recipe).settings()["normalised"]
+    assert words == "mean 0.5 0.4 0.3, std 0.2 0.2 0.25"
