@@ -434,19 +434,13 @@ class DyHeadLayer(nn.Module):
 
 
 class DynamicTrunk(nn.ModuleList):
-    """All layers of a dynamic head but its last convolution.
-
-    Convolutions start without bias, as in the encoder. With torch's biases most random starts
-    leave the offsets of one boundary at zero nearly everywhere, and many never get away from it:
-    behind a gate that is nearly closed the norm sees little but the bias.
-    """
+    """All layers of a dynamic head but its last convolution."""
 
     def __init__(self, config: DyfadetConfig, activation: nn.Module) -> None:
         widths = [config.neck_dim] + [config.head_dim] * (config.head_layers - 1)
         super().__init__(
             DyHeadLayer(config, width, config.head_dim, activation) for width in widths[:-1]
         )
-        zero_conv_biases(self)
 
     def forward(self, levels: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
         """L x [B, C, T_l], L x [B, T_l] -> L x [B, H, T_l]."""
@@ -475,6 +469,10 @@ class Dyfadet(nn.Module):
         dynamic = config.dynamic_head
         self.cls_trunk = DynamicTrunk(config, _activation(config)) if dynamic else None
         self.reg_trunk = DynamicTrunk(config, nn.ReLU()) if dynamic else None
+        if self.reg_trunk is not None:
+            # With torch's biases many random starts leave one boundary's offsets at zero for good:
+            # where gates are nearly closed, the norms behind them see little but the bias.
+            zero_conv_biases(self.reg_trunk)
         # Behind a trunk the head is its last convolution only.
         width = config.head_dim if dynamic else config.neck_dim
         num_layers = 1 if dynamic else config.head_layers
