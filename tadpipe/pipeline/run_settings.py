@@ -36,8 +36,10 @@ def run_settings(detections: str | Path | Detections) -> RunSettings:
         return RunSettings()
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        annotations = _seen_from(path.parent, Path(config["annotations"]))
         subset, dataset = config["subsets"]["test"], config["dataset"]
+        if config["annotations"] is None:  # an imported checkpoint without any
+            return RunSettings(None, dataset, subset)
+        annotations = _seen_from(path.parent, Path(config["annotations"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError("The run's configuration cannot be read.", f"{path}: {error}") from None
     if annotations.exists():

@@ -13,8 +13,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from tadpipe.backbones.loading import load_backbone
+from tadpipe.detectors.asl import Asl, AslConfig
+from tadpipe.detectors.parts.decode import DecodeConfig
 from tadpipe.errors import CheckpointError, ConfigError
 from tadpipe.pipeline.backbone_import import import_backbone
+from tadpipe.pipeline.checkpoint_fit import load_official
 from tadpipe.pipeline.checkpoint_import import import_detector
 from tadpipe.pipeline.checkpoint_report import ImportResult
 from tadpipe.pipeline.evaluate import evaluate
@@ -60,6 +63,21 @@ def changed_tables(folder: Path, table: str, **values: Any) -> Path:
     tables = {**TABLES, table: {**TABLES[table], **values}}
     path.write_text(yaml.safe_dump(tables), encoding="utf-8")
     return path
+
+
+def without_store(folder: Path) -> dict[str, Any]:
+    """Arguments for a checkpoint of released features that are not at hand."""
+    state = training_state()
+    for kind in ("state_dict", "state_dict_ema"):
+        state[kind]["module.backbone.embd.0.conv.weight"] = torch.zeros(16, 2048, 3)
+    torch.save(state, folder / "wide.pth")
+    config = changed_tables(folder, "dataset", input_dim=2048)
+    return {
+        "path": folder / "wide.pth",
+        "config": config,
+        "features": [],
+        "conventions": ["thumos14-i3d"],
+    }
 
 
 def test_imported_run_loads_as_a_trained_detector_with_averaged_weights(
@@ -178,17 +196,7 @@ def test_features_other_than_the_configuration_states_are_refused(
 
 
 def test_convention_serves_where_no_store_is(folder: Path, imported: Import) -> None:
-    state = training_state()
-    wide = torch.zeros(16, 2048, 3)
-    for kind in ("state_dict", "state_dict_ema"):
-        state[kind]["module.backbone.embd.0.conv.weight"] = wide
-    torch.save(state, folder / "wide.pth")
-    imported(
-        path=folder / "wide.pth",
-        config=changed_tables(folder, "dataset", input_dim=2048),
-        features=[],
-        conventions=["thumos14-i3d"],
-    )
+    imported(**without_store(folder))
     (spec,) = load_recipe(folder / "run").features
     assert (spec.backbone, spec.channels, spec.stride) == ("i3d-rgb+flow", 2048, 4)
 
@@ -328,3 +336,43 @@ def test_backbone_of_no_known_size_is_refused(tmp_path: Path) -> None:
         import_backbone(
             tmp_path / "odd.safetensors", "videomae-tiny", out=tmp_path / "b.safetensors"
         )
+
+
+def small_asl() -> Asl:
+    config = AslConfig(
+        in_channels=4,
+        num_classes=2,
+        window_len=32,
+        embed_dim=8,
+        neck_dim=8,
+        head_dim=8,
+        num_heads=2,
+    )
+    return Asl(config, DecodeConfig())
+
+
+def test_asl_without_its_evaluators_keeps_fresh_ones() -> None:
+    whole = small_asl().state_dict()
+    state = {name: value + 1 for name, value in whole.items() if not name.startswith("ase.")}
+    model = small_asl()
+    fresh = load_official(model, "asl", state, "file")
+    assert fresh == sorted(name for name in whole if name.startswith("ase."))
+    assert torch.equal(model.state_dict()["ase.sigma_cls"], torch.ones(2))
+    assert torch.equal(
+        model.state_dict()["cls_head.cls_head.conv.bias"], state["cls_head.cls_head.conv.bias"]
+    )
+
+
+def test_asl_with_half_of_its_evaluators_is_incomplete() -> None:
+    state = small_asl().state_dict()
+    del state["ase.mu_cls"]
+    with pytest.raises(CheckpointError, match=r"missing \(1\): ase\.mu_cls"):
+        load_official(small_asl(), "asl", state, "file")
+
+
+def test_run_imported_without_annotations_asks_for_them_to_be_scored(
+    folder: Path, imported: Import
+) -> None:
+    imported(**without_store(folder))
+    with pytest.raises(ConfigError, match="No annotations to score against"):
+        evaluate(folder / "run")
