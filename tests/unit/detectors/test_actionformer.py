@@ -17,23 +17,10 @@ from tadpipe.detectors.actionformer import (
     local_attention,
     remap_official_keys,
 )
-from tadpipe.detectors.parts.decode import DecodeConfig
 from tadpipe.detectors.protocol import Targets
 from tadpipe.errors import ConfigError
+from tests.unit.detectors.small import ACTIONFORMER as SMALL
 
-SMALL = ActionFormerConfig(
-    in_channels=6,
-    num_classes=3,
-    window_len=64,
-    embed_dim=8,
-    num_heads=2,
-    attention_windows=5,
-    branch_layers=2,
-    neck_dim=8,
-    head_dim=8,
-    regression_ranges=((0.0, 4.0), (4.0, 8.0), (8.0, 10000.0)),
-    drop_path=0.1,
-)
 TARGETS = Targets(
     [torch.tensor([[2.0, 5.0], [10.0, 26.0]]), torch.tensor([[4.0, 11.0]])],
     [torch.tensor([0, 2]), torch.tensor([1])],
@@ -206,19 +193,6 @@ def test_longer_videos_are_padded_by_the_published_rule(
     assert small(**changes).padded_len(length) == padded
 
 
-def test_videos_of_a_batch_do_not_touch_each_other() -> None:
-    model = loosen(small()).eval()
-    x, mask = window((40, 64), 64)
-    both, alone = model(x, mask), model(x[:1], mask[:1])
-    torch.testing.assert_close(both.logits[0][0], alone.logits[0][0], atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("steps", "words"), [(66, "coarsest stride"), (512, "longer")])
-def test_lengths_that_do_not_fit_are_refused(steps: int, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        small()(*window((steps,), steps))
-
-
 # --- sizes, options, losses --------------------------------------------------------------------
 
 RANGES8 = ((0.0, 1.0),) * 8
@@ -362,27 +336,6 @@ def test_balanced_losses_are_equal_in_size() -> None:
     torch.testing.assert_close(losses["reg"], losses["cls"])
 
 
-def test_loss_state_survives_a_round_trip() -> None:
-    first, second = small(), small()
-    first.loss(first(*window((64, 64), 64)), TARGETS)
-    second.load_loss_state(first.loss_state())
-    assert second.loss_state() == first.loss_state() != small().loss_state()
-
-
-def test_training_a_few_steps_lowers_the_loss() -> None:
-    model = small(drop_path=0.0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    x, mask = window((64, 64), 64)
-    totals = []
-    for _ in range(12):
-        optimizer.zero_grad()
-        total = torch.stack(list(model.loss(model(x, mask), TARGETS).values())).sum()
-        total.backward()
-        optimizer.step()
-        totals.append(float(total.detach()) * model.loss_state()["loss_norm"])
-    assert totals[-1] < 0.7 * totals[0]
-
-
 def test_mixed_precision_keeps_targets_and_losses_in_float32() -> None:
     model = small(label_smoothing=0.1, rel_pos=True).eval()
     x, mask = window((40, 64), 64)
@@ -393,13 +346,6 @@ def test_mixed_precision_keeps_targets_and_losses_in_float32() -> None:
     for name, loss in exact.items():
         assert rough[name].dtype == torch.float32
         torch.testing.assert_close(rough[name], loss, rtol=0.03, atol=0.0)
-
-
-def test_decode_keeps_to_its_own_settings() -> None:
-    model = ActionFormer(SMALL, DecodeConfig(pre_nms_threshold=0.0, pre_nms_topk=7)).eval()
-    found = model.decode(model(*window((64, 30), 64)))
-    assert len(found) == 2
-    assert all(len(dets.scores) <= 3 * 7 for dets in found)
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

@@ -22,24 +22,12 @@ from tadpipe.detectors.asl_losses import (
     sensitive_ranges,
     time_position,
 )
-from tadpipe.detectors.parts.decode import DecodeConfig
 from tadpipe.detectors.parts.losses import sigmoid_focal_loss
 from tadpipe.detectors.protocol import AnchorFreeOutputs, Targets
 from tadpipe.errors import ConfigError
 from tadpipe.training.optim import decay_names
+from tests.unit.detectors.small import ASL as SMALL
 
-SMALL = AslConfig(
-    in_channels=6,
-    num_classes=3,
-    window_len=64,
-    embed_dim=8,
-    num_heads=2,
-    attention_windows=5,
-    branch_layers=2,
-    neck_dim=8,
-    head_dim=8,
-    regression_ranges=((0.0, 4.0), (4.0, 8.0), (8.0, 10000.0)),
-)
 TARGETS = Targets(
     [torch.tensor([[2.0, 5.0], [10.0, 26.5], [12.0, 18.0]]), torch.tensor([[4.0, 11.0]])],
     [torch.tensor([0, 2, 1]), torch.tensor([1])],
@@ -436,13 +424,6 @@ def test_videos_are_padded_to_a_tail_of_one_coarse_kernel(length: int, padded: i
     assert small().padded_len(length) == padded
 
 
-def test_videos_of_a_batch_do_not_touch_each_other() -> None:
-    model = loosen(small()).eval()
-    x, mask = window((40, 64), 64)
-    both, alone = (model(*inputs).predictions for inputs in ((x, mask), (x[:1], mask[:1])))
-    torch.testing.assert_close(both.logits[0][0], alone.logits[0][0], atol=1e-5, rtol=1e-4)
-
-
 def test_weights_without_the_evaluator_load_for_inference() -> None:
     first, second = loosen(small()).eval(), small().eval()
     state = {k: v for k, v in first.state_dict().items() if not k.startswith("ase.")}
@@ -596,35 +577,3 @@ def test_loss_state_survives_a_round_trip() -> None:
     assert second.loss_state() == first.loss_state() != small(loss_norm="ema").loss_state()
     assert small().loss_state() == {}
     small().load_loss_state({})
-
-
-def test_training_a_few_steps_lowers_the_loss() -> None:
-    model = small(drop_path=0.0).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    x, mask = window((64, 64), 64)
-    totals = []
-    for _ in range(12):
-        optimizer.zero_grad()
-        total = torch.stack(list(model.loss(model(x, mask), TARGETS).values())).sum()
-        total.backward()
-        optimizer.step()
-        totals.append(float(total.detach()))
-    assert totals[-1] < 0.7 * totals[0]
-
-
-def test_mixed_precision_keeps_the_losses_in_float32() -> None:
-    model = small().eval()
-    x, mask = window((40, 64), 64)
-    exact = model.loss(model(x, mask), TARGETS)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = model.loss(model(x, mask), TARGETS)
-    for name, loss in exact.items():
-        assert rough[name].dtype == torch.float32
-        torch.testing.assert_close(rough[name], loss, rtol=0.05, atol=1e-3)
-
-
-def test_decode_keeps_to_its_own_settings() -> None:
-    model = Asl(SMALL, DecodeConfig(pre_nms_threshold=0.0, pre_nms_topk=7)).eval()
-    found = model.decode(model(*window((64, 30), 64)))
-    assert len(found) == 2
-    assert all(len(dets.scores) <= 3 * 7 for dets in found)

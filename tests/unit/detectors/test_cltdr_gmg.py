@@ -20,7 +20,6 @@ from tadpipe.detectors.cltdr_gmg import (
     remap_official_keys,
     varifocal_loss,
 )
-from tadpipe.detectors.parts.decode import DecodeConfig
 from tadpipe.detectors.parts.losses import sigmoid_focal_loss
 from tadpipe.errors import ConfigError
 from tadpipe.pipeline.presets import load_preset
@@ -33,20 +32,7 @@ from tests.unit.detectors.one_stage import (
     loosen,
     window,
 )
-
-SMALL = CltdrGmgConfig(
-    in_channels=6,
-    num_classes=3,
-    window_len=64,
-    embed_dim=16,
-    branch_layers=2,
-    local_windows=3,
-    mlp_dim=12,
-    head_dim=8,
-    num_bins=4,
-    input_noise=0.0,
-    regression_ranges=((0.0, 4.0), (4.0, 8.0), (8.0, 10000.0)),
-)
+from tests.unit.detectors.small import CLTDR_GMG as SMALL
 
 
 def small(**changes: Any) -> CltdrGmg:
@@ -188,20 +174,6 @@ def test_inference_pads_by_the_published_rule(
     assert small(local_windows=windows).padded_len(length) == padded
 
 
-def test_padded_length_changes_the_scores() -> None:
-    model = loosen(small()).eval()
-    short, full = (model(*window((20,), padded)) for padded in (40, 64))
-    assert (short.logits[0][0, :20] - full.logits[0][0, :20]).abs().max() > 1e-3
-
-
-def test_videos_of_a_batch_do_not_touch_each_other() -> None:
-    model = loosen(small()).eval()
-    x, mask = window((40, 64), 64)
-    both, alone = model(x, mask), model(x[:1], mask[:1])
-    for ours, theirs in ((both.logits, alone.logits), (both.offsets, alone.offsets)):
-        torch.testing.assert_close(ours[0][:1], theirs[0], atol=1e-4, rtol=1e-4)
-
-
 def test_top_level_may_have_an_odd_length() -> None:
     outputs = small()(*window((60,), 76))
     assert [x.shape[1] for x in outputs.logits] == [76, 38, 19]
@@ -304,20 +276,6 @@ def test_coarse_classification_is_plain_focal_loss() -> None:
     torch.testing.assert_close(coarse.cls, wanted)
 
 
-def test_training_a_few_steps_lowers_the_loss() -> None:
-    model = small(drop_path=0.0, conv_init_std=0.1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    x, mask = window((64, 64), 64)
-    totals = []
-    for _ in range(12):
-        optimizer.zero_grad()
-        total = torch.stack(list(model.loss(model(x, mask), TARGETS).values())).sum()
-        total.backward()
-        optimizer.step()
-        totals.append(float(total.detach()) * model.loss_state()["loss_norm"])
-    assert totals[-1] < 0.8 * totals[0]
-
-
 # --- sizes, options, checkpoints ---------------------------------------------------------------
 
 PUBLISHED = {  # preset -> millions of parameters with the dead ones of the release, classes
@@ -389,10 +347,6 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def test_the_same_configuration_gives_the_same_detector() -> None:
-    assert fingerprint(small, {}) == fingerprint(small, {})
-
-
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(CltdrGmgConfig)])
 def test_every_field_changes_the_detector(field: str) -> None:
     value = CHANGES[field]
@@ -416,26 +370,6 @@ def test_every_field_changes_the_detector(field: str) -> None:
 def test_impossible_configurations_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         small(**changes)
-
-
-@pytest.mark.parametrize(("steps", "words"), [(66, "coarsest stride"), (512, "longer")])
-def test_lengths_that_do_not_fit_are_refused(steps: int, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        small()(*window((steps,), steps))
-
-
-def test_decode_keeps_to_its_own_settings() -> None:
-    model = CltdrGmg(SMALL, DecodeConfig(pre_nms_threshold=0.0, pre_nms_topk=7)).eval()
-    found = model.decode(model(*window((64, 30), 64)))
-    assert len(found) == 2
-    assert all(len(dets.scores) <= 3 * 7 for dets in found)
-
-
-def test_loss_state_survives_a_round_trip() -> None:
-    first, second = small(), small()
-    first.loss(first(*window((64, 64), 64)), TARGETS)
-    second.load_loss_state(first.loss_state())
-    assert second.loss_state() == first.loss_state() != small().loss_state()
 
 
 def test_official_names_become_ours_and_dead_scales_are_left_out() -> None:

@@ -21,26 +21,12 @@ from tadpipe.detectors.dyfadet import (
     gate_values,
     remap_official_keys,
 )
-from tadpipe.detectors.parts.decode import DecodeConfig
 from tadpipe.detectors.protocol import Targets
 from tadpipe.detectors.tridet import SgpMixer
 from tadpipe.errors import CheckpointError, ConfigError
 from tadpipe.training.optim import decay_names
+from tests.unit.detectors.small import DYFADET as SMALL
 
-SMALL = DyfadetConfig(
-    in_channels=6,
-    num_classes=3,
-    window_len=64,
-    embed_dim=16,
-    branch_layers=2,
-    neck_dim=16,
-    head_dim=8,
-    mlp_dim=24,
-    dyne_windows=3,
-    dyne_factor=1.5,
-    conv_init_std=0.1,
-    regression_ranges=((0.0, 4.0), (4.0, 8.0), (8.0, 10000.0)),
-)
 TARGETS = Targets(
     [torch.tensor([[2.0, 5.0], [10.0, 26.0]]), torch.tensor([[4.0, 11.0]])],
     [torch.tensor([0, 2]), torch.tensor([1])],
@@ -218,19 +204,6 @@ def test_videos_are_padded_by_the_published_rule(
     length: int, changes: dict[str, Any], padded: int
 ) -> None:
     assert small(**changes).padded_len(length) == padded
-
-
-def test_padded_length_changes_the_scores() -> None:
-    model = loosen(small()).eval()
-    short, full = (model(*window((30,), padded)) for padded in (32, 64))
-    assert (short.logits[0][:, :30] - full.logits[0][:, :30]).abs().max() > 1e-3
-
-
-def test_videos_of_a_batch_do_not_touch_each_other() -> None:
-    model = loosen(small()).eval()
-    x, mask = window((40, 64), 64)
-    both, alone = model(x, mask), model(x[:1], mask[:1])
-    torch.testing.assert_close(both.logits[0][0], alone.logits[0][0], atol=1e-5, rtol=1e-4)
 
 
 def test_videos_without_actions_run_and_have_no_regression_loss() -> None:
@@ -450,43 +423,3 @@ def test_head_activation_is_that_of_the_class_head(kind: Any) -> None:
 def test_impossible_configurations_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         small(**changes)
-
-
-def test_loss_state_survives_a_round_trip() -> None:
-    first, second = small(), small()
-    first.loss(first(*window((64, 64), 64)), TARGETS)
-    second.load_loss_state(first.loss_state())
-    assert second.loss_state() == first.loss_state() != small().loss_state()
-
-
-def test_training_a_few_steps_lowers_the_loss() -> None:
-    model = small(drop_path=0.0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    x, mask = window((64, 64), 64)
-    totals = []
-    for _ in range(20):
-        optimizer.zero_grad()
-        total = torch.stack(list(model.loss(model(x, mask), TARGETS).values())).sum()
-        total.backward()
-        optimizer.step()
-        totals.append(float(total.detach()) * model.loss_state()["loss_norm"])
-    assert totals[-1] < 0.7 * totals[0]
-
-
-def test_mixed_precision_keeps_the_losses_in_float32() -> None:
-    model = small(label_smoothing=0.1).eval()
-    x, mask = window((40, 64), 64)
-    exact = model.loss(model(x, mask), TARGETS)
-    model.load_loss_state({"loss_norm": SMALL.init_loss_norm})
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = model.loss(model(x, mask), TARGETS)
-    for name, loss in exact.items():
-        assert rough[name].dtype == torch.float32
-        torch.testing.assert_close(rough[name], loss, rtol=0.05, atol=0.0)
-
-
-def test_decode_keeps_to_its_own_settings() -> None:
-    model = Dyfadet(SMALL, DecodeConfig(pre_nms_threshold=0.0, pre_nms_topk=7)).eval()
-    found = model.decode(model(*window((64, 30), 64)))
-    assert len(found) == 2
-    assert all(len(dets.scores) <= 3 * 7 for dets in found)

@@ -24,18 +24,8 @@ from tadpipe.detectors.parts.decode import DecodeConfig
 from tadpipe.detectors.parts.nms import NmsConfig, batched_nms
 from tadpipe.detectors.protocol import Targets
 from tadpipe.errors import ConfigError
+from tests.unit.detectors.small import ETAD as SMALL
 
-SMALL = EtadConfig(
-    in_channels=8,
-    num_classes=1,
-    window_len=16,
-    max_duration=12,
-    width=32,
-    mid_dim=12,
-    fc_dim=8,
-    roi_bins=8,
-    dps_ratio=0.2,
-)
 TARGETS = Targets(
     [torch.tensor([[1.5, 5.5], [8.5, 15.5]]), torch.tensor([[2.5, 10.5]])],
     [torch.tensor([0, 0]), torch.tensor([0])],
@@ -141,17 +131,6 @@ def test_a_batch_without_actions_and_one_with_a_point_train() -> None:
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-
-
-def test_batch_composition_does_not_change_a_video() -> None:
-    model = small().eval()
-    feats, mask = window(3)
-    together = model(feats, mask)
-    alone = model(feats[1:2], mask[1:2])
-    assert torch.allclose(together.boundary[1], alone.boundary[0], atol=1e-6)
-    for many, one in zip(together.stages, alone.stages, strict=True):
-        assert torch.allclose(many.iou[1], one.iou[0], atol=1e-5)
-        assert torch.allclose(many.offsets[1], one.offsets[0], atol=1e-5)
 
 
 def test_padding_is_part_of_the_input_so_every_video_is_padded_to_the_window() -> None:
@@ -285,12 +264,6 @@ def test_official_keys_lose_their_wrapper_and_the_encoder_is_left_out() -> None:
     checkpoint = {"epoch": 5, "state_dict": official, "scheduler": {}, "optimizer": {}}
     small().load_state_dict(remap_official_keys(checkpoint))
     assert remap_official_keys(state).keys() == state.keys()
-
-
-def test_there_is_no_loss_state() -> None:
-    model = small()
-    assert model.loss_state() == {}
-    model.load_loss_state({})
 
 
 def test_few_steps_find_where_the_actions_are() -> None:

@@ -13,25 +13,14 @@ from tadpipe.detectors.etad import EtadOutputs
 from tadpipe.detectors.etad_losses import StageOutputs
 from tadpipe.detectors.etad_opentad import (
     EtadOpenTad,
-    EtadOpenTadConfig,
     plateau_peaks,
     remap_official_keys,
 )
 from tadpipe.detectors.parts.decode import DecodeConfig
 from tadpipe.detectors.protocol import Targets
 from tadpipe.errors import ConfigError
+from tests.unit.detectors.small import ETAD_OPENTAD as SMALL
 
-SMALL = EtadOpenTadConfig(
-    in_channels=8,
-    num_classes=1,
-    window_len=16,
-    max_duration=12,
-    width=32,
-    trunk_dim=12,
-    fc_dim=8,
-    roi_bins=6,
-    dps_ratio=0.2,
-)
 TARGETS = Targets(
     [torch.tensor([[1.5, 5.5], [8.5, 15.5]]), torch.tensor([[2.5, 10.5]])],
     [torch.tensor([0, 0]), torch.tensor([0])],
@@ -174,9 +163,3 @@ def test_official_keys_are_renamed_one_to_one() -> None:
     assert [float(value) for value in renamed.values()] == list(range(len(names)))
     assert remap_official_keys({"state_dict": state}) == renamed
     assert remap_official_keys({"state_dict": {}, "state_dict_ema": state}, ema=False) == {}
-
-
-def test_there_is_no_loss_state() -> None:
-    model = small()
-    assert model.loss_state() == {}
-    model.load_loss_state({})

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tadpipe.detectors.parts.conv import AffineDropPath
-from tadpipe.detectors.parts.decode import DecodeConfig
 from tadpipe.detectors.parts.losses import offset_iou, sigmoid_focal_loss
 from tadpipe.detectors.protocol import Targets
 from tadpipe.detectors.tridet import (
@@ -34,21 +33,7 @@ from tests.unit.detectors.one_stage import (
     loosen,
     window,
 )
-
-SMALL = TriDetConfig(
-    in_channels=6,
-    num_classes=3,
-    window_len=64,
-    embed_dim=16,
-    branch_layers=2,
-    sgp_windows=3,
-    sgp_factor=1.5,
-    mlp_dim=12,
-    neck_dim=16,
-    head_dim=8,
-    num_bins=4,
-    regression_ranges=((0.0, 4.0), (4.0, 8.0), (8.0, 10000.0)),
-)
+from tests.unit.detectors.small import TRIDET as SMALL
 
 
 def small(**changes: Any) -> TriDet:
@@ -138,26 +123,6 @@ def test_inference_pads_by_the_published_rule(
     length: int, changes: dict[str, Any], padded: int
 ) -> None:
     assert small(**changes).padded_len(length) == padded
-
-
-def test_padded_length_changes_the_scores() -> None:
-    model = loosen(small()).eval()
-    short, full = (model(*window((20,), padded)) for padded in (40, 64))
-    assert (short.logits[0][0, :20] - full.logits[0][0, :20]).abs().max() > 1e-3
-
-
-def test_videos_of_a_batch_do_not_touch_each_other() -> None:
-    model = loosen(small()).eval()
-    x, mask = window((40, 64), 64)
-    both, alone = model(x, mask), model(x[:1], mask[:1])
-    for ours, theirs in ((both.logits, alone.logits), (both.offsets, alone.offsets)):
-        torch.testing.assert_close(ours[0][:1], theirs[0], atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("steps", "words"), [(66, "coarsest stride"), (512, "longer")])
-def test_lengths_that_do_not_fit_are_refused(steps: int, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        small()(*window((steps,), steps))
 
 
 # --- Trident head ------------------------------------------------------------------------------
@@ -287,40 +252,6 @@ def test_noise_reaches_padded_steps_in_training_only() -> None:
     assert 0.4 < float(seen[1][..., 20:].std()) < 0.6
 
 
-def test_loss_state_survives_a_round_trip() -> None:
-    first, second = small(), small()
-    first.loss(first(*window((64, 64), 64)), TARGETS)
-    second.load_loss_state(first.loss_state())
-    assert second.loss_state() == first.loss_state() != small().loss_state()
-
-
-def test_training_a_few_steps_lowers_the_loss() -> None:
-    model = small(drop_path=0.0, conv_init_std=0.1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    x, mask = window((64, 64), 64)
-    totals = []
-    for _ in range(12):
-        optimizer.zero_grad()
-        total = torch.stack(list(model.loss(model(x, mask), TARGETS).values())).sum()
-        total.backward()
-        optimizer.step()
-        totals.append(float(total.detach()) * model.loss_state()["loss_norm"])
-    assert totals[-1] < 0.8 * totals[0]
-
-
-def test_mixed_precision_keeps_the_losses() -> None:
-    model = loosen(small()).eval()
-    x, mask = window((64, 64), 64)
-    exact = model.loss(model(x, mask), TARGETS)
-    model = loosen(small()).eval()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = model(x, mask)
-        rough = model.loss(outputs, TARGETS)
-    assert outputs.offsets[0].dtype == torch.float32
-    for name, loss in exact.items():
-        torch.testing.assert_close(rough[name], loss, rtol=0.1, atol=0.0)
-
-
 # --- sizes, options, checkpoints ---------------------------------------------------------------
 
 PUBLISHED = {  # preset -> millions of parameters, classes
@@ -386,10 +317,6 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def test_the_same_configuration_gives_the_same_detector() -> None:
-    assert fingerprint(small, {}) == fingerprint(small, {})
-
-
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TriDetConfig)])
 def test_every_field_changes_the_detector(field: str) -> None:
     value = CHANGES[field]
@@ -422,13 +349,6 @@ def test_impossible_configurations_are_refused(changes: dict[str, Any], words: s
 def test_average_pooling_takes_odd_scale_factors() -> None:
     model = small(scale_factor=3, window_len=63, downsample="avg")
     assert [x.shape[1] for x in model(*window((63,), 63)).logits] == [63, 21, 7]
-
-
-def test_decode_keeps_to_its_own_settings() -> None:
-    model = TriDet(SMALL, DecodeConfig(pre_nms_threshold=0.0, pre_nms_topk=7)).eval()
-    found = model.decode(model(*window((64, 30), 64)))
-    assert len(found) == 2
-    assert all(len(dets.scores) <= 3 * 7 for dets in found)
 
 
 def test_official_checkpoints_are_unwrapped_and_mixers_renamed() -> None:
