@@ -117,8 +117,7 @@ def load_annotations(
         labels: the class list to train with, in its order; another label in the file is an error.
             Without it the order is that of `label_id`, else sorted by name.
         drop_labels: labels to leave out, such as "Ambiguous" of THUMOS14.
-        label_key: what an entry's label stands under where it has several, such as verb and noun;
-            entries without it are read by "label".
+        label_key: where an entry has several labels, such as verb and noun; else "label".
         for_evaluation: keep segments that are empty, inverted or start before 0, as warnings:
             each evaluation protocol has its own rule for them.
     Raises:

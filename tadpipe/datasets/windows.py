@@ -1,8 +1,7 @@
 """From stored features and annotations to the windows a detector trains on and is run on.
 
-Order: WindowConfig -> clean_actions -> choose_window, truncate (random window or crop) ->
-on_grid -> fitted_grid, fitted_features -> TrainingWindows -> stack_padded, the one place where
-padding happens.
+Order: WindowConfig -> clean_actions -> choose_window, truncate (random window or crop) -> on_grid
+-> fitted_grid, fitted_features -> TrainingWindows -> stack_padded, where all padding happens.
 Shapes: B batch, C channels, T grid length, L window length, G ground-truth actions. Positions are
 in grid steps. Rules: ActionFormer (Zhang et al., ECCV 2022), TriDet (Shi et al., CVPR 2023),
 DyFADet (Yang et al., ECCV 2024; thinning), ETAD (Liu et al., 2022; sliding, RoI align).

@@ -231,7 +231,7 @@ def _describe(plan: TrainPlan, folder: Path, model: nn.Module, loader: WindowLoa
         detector=plan.preset.detector,
         preset=plan.preset_name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        videos=len(loader.windows),
+        videos=len(loader.windows.names),
         epochs=config.epochs_to_run,
         steps=steps,
         subsets=plan.subsets,

@@ -10,7 +10,7 @@ import pytest
 from tadpipe.annotations import Detection, save_detections
 from tadpipe.cli.evaluate import PROTOCOLS as OFFERED
 from tadpipe.cli.main import run
-from tadpipe.evaluation.protocols import PROTOCOLS
+from tadpipe.evaluation.protocols import OFFICIAL, PROTOCOLS
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_protocol_is_offered() -> None:
-    assert set(OFFERED) == set(PROTOCOLS)
+    assert set(OFFERED) == {*PROTOCOLS, OFFICIAL}
 
 
 def test_json_is_one_document(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
