@@ -3,7 +3,8 @@
 Source: ETAD (Liu et al., 2022), Sec. 3.2, in the three stages of its release: encode everything
 without a graph; detector forward and backward down to the features; encode the chosen snippets
 once more, in micro-batches, and pass the features' gradient on. The encoder's gradient equals that
-of one pass over the chosen snippets, at the memory of one micro-batch.
+of one pass over the chosen snippets, at the memory of one micro-batch. Where one micro-batch holds
+all snippets and all get gradients, the graph of the first pass is kept instead.
 Order: EgsConfig -> Clips -> choose_snippets -> encode, backward_sampled -> egs_backward.
 Shapes: B videos, M snippets of each, A chosen ones, C channels, F x H x W pixels of a clip, N
 clips of any videos.
@@ -196,8 +197,13 @@ def egs_backward(
         scale: of the loss before its backward pass, for float16.
     """
     source = _as_clips(encoder, clips)
+    trains = any(parameter.requires_grad for parameter in encoder.parameters())
+    kept: Tensor | None = None  # all features with their graph, where one micro-batch holds them
     with _eval_mode(encoder):
-        if known is None:
+        if trains and known is None and snippets is None and _is_one_pass(config, source):
+            kept = _encode_all(encoder, source)
+            features = kept.detach()
+        elif known is None:
             features = encode(encoder, source, config.micro_batch)
         else:
             if snippets is None:
@@ -210,10 +216,26 @@ def egs_backward(
         assert features.grad is not None
         if snippets is None:
             snippets = choose_snippets(features, config, generator, source.mask)
-        if any(parameter.requires_grad for parameter in encoder.parameters()):
+        if kept is not None:
+            kept.backward(features.grad)
+        elif trains:
             backward_sampled(encoder, source, features.grad, snippets, config.micro_batch)
     detached = {name: loss.detach() for name, loss in losses.items()}
     return EgsPass(detached, features.detach(), features.grad, snippets)
+
+
+def _is_one_pass(config: EgsConfig, source: Clips) -> bool:
+    """Whether all snippets get gradients and pass together anyway: no second pass is needed."""
+    return config.ratio == 1 and source.mask.shape[1] <= config.micro_batch
+
+
+def _encode_all(encoder: nn.Module, source: Clips) -> Tensor:
+    """Features of all snippets with their graph, [B, C, M]."""
+    videos, places = source.mask.nonzero(as_tuple=True)  # [N] each
+    part = encoder(source.take(videos, places))  # [N, C]
+    rows = part.new_zeros(*source.mask.shape, part.shape[1])
+    index = (videos.to(part.device), places.to(part.device))
+    return rows.index_put(index, part).transpose(1, 2)
 
 
 def _as_clips(encoder: nn.Module, clips: Tensor | Clips) -> Clips:

@@ -145,3 +145,18 @@ def test_impossible_settings_are_refused() -> None:
         EgsConfig(ratio=1.5)
     with pytest.raises(ConfigError, match="micro-batch"):
         EgsConfig(micro_batch=0)
+
+
+@pytest.mark.parametrize(("micro_batch", "passes"), [(SNIPPETS, 1), (SNIPPETS - 1, 4)])
+def test_one_micro_batch_of_all_snippets_is_encoded_once(micro_batch: int, passes: int) -> None:
+    encoder, detector, clips = parts()
+    calls: list[int] = []
+    encoder.register_forward_hook(lambda _module, given, _out: calls.append(len(given[0])))
+    egs_backward(
+        encoder,
+        clips,
+        lambda feats: {"loss": detector(feats).square().sum()},
+        EgsConfig(ratio=1.0, micro_batch=micro_batch),
+        generator=torch.Generator(),
+    )
+    assert len(calls) == passes
