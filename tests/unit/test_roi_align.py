@@ -73,10 +73,12 @@ def test_gradient_is_that_of_the_linear_map(shifted: bool, monkeypatch: pytest.M
     assert torch.autograd.gradcheck(lambda x: roi_align(x, ROIS, 4, shifted=shifted), (feats,))
 
 
-def test_blocks_of_segments_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_segments_change_rounding_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix product may sum in another order when it has more rows."""
     whole = roi_align(random_features(), ROIS, 4, shifted=False)
     monkeypatch.setattr(resample, "ROI_WEIGHTS", 1)
-    assert torch.equal(whole, roi_align(random_features(), ROIS, 4, shifted=False))
+    parts = roi_align(random_features(), ROIS, 4, shifted=False)
+    torch.testing.assert_close(parts, whole, rtol=0.0, atol=1e-14)
 
 
 def test_a_huge_or_undefined_segment_neither_fails_nor_fills_the_memory() -> None:
