@@ -31,8 +31,9 @@ class PixelRecipe:
     """How decoded frames become the pixels a backbone sees."""
 
     size: int = 224  # side of the square picture, pixels
-    # straight to size x size; keep the aspect; keep it and never shrink; straight to resize_to
-    resize: Literal["squash", "short-side", "enlarge", "fixed"] = "squash"
+    # straight to size x size; keep the aspect; keep it as PySlowFast does, the long side rounded
+    # down; keep it and never shrink; straight to resize_to
+    resize: Literal["squash", "short-side", "short-side-floor", "enlarge", "fixed"] = "squash"
     resize_short_side: int = 0  # length that keeps the aspect, before the centre crop; 0 = size
     resize_to: tuple[int, ...] = ()  # for "fixed": height and width before the centre crop
     interpolation: Literal["float-bilinear", "uint8-bilinear", "antialias-bilinear"] = (

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from tadpipe.backbones.weights_only import read_pickled
 from tadpipe.errors import CheckpointError
 
-PICKLED = (".pth", ".pt", ".bin")
+PICKLED = (".pth", ".pt", ".bin", ".pyth")
 SUFFIXES = (*PICKLED, ".safetensors")
 # where the weights are inside a saved training state, the first that is there; EMA before raw
-CONTAINERS = ("model", "module", "state_dict_ema", "state_dict")
+CONTAINERS = ("model", "module", "state_dict_ema", "state_dict", "model_state")
 SHOWN_KEYS = 8
 
 
@@ -35,7 +35,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read `.pth`, `.pt`, `.bin` or `.safetensors`, plain or wrapped, to the CPU.
+    """Read `.pth`, `.pt`, `.bin`, `.pyth` or `.safetensors`, plain or wrapped, to the CPU.
 
     Raises:
         CheckpointError: missing, unreadable, without weights, or a pickle that holds more than

@@ -7,6 +7,7 @@ Shapes: T frames, H x W decoded pixels, h x w resized pixels, S side of the prep
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -84,6 +85,23 @@ PIXEL_RECIPES = {
         std=(0.5, 0.5),
         colour="flow-tvl1",
     ),
+    # PySlowFast, in test, and Ego4D's features
+    "pyslowfast": PixelRecipe(
+        size=256,
+        resize="short-side-floor",
+        interpolation="float-bilinear",
+        mean=(0.45, 0.45, 0.45),
+        std=(0.225, 0.225, 0.225),
+    ),
+    # the same on frames as OpenCV reads them: EPIC-Kitchens' SlowFast was trained so
+    "epic-slowfast": PixelRecipe(
+        size=256,
+        resize="short-side-floor",
+        interpolation="float-bilinear",
+        mean=(0.45, 0.45, 0.45),
+        std=(0.225, 0.225, 0.225),
+        colour="bgr",
+    ),
     # TSP's R(2+1)D-34
     "tsp": PixelRecipe(
         size=112,
@@ -123,7 +141,9 @@ def prepare(frames: Tensor, recipe: PixelRecipe, device: str | torch.device) -> 
     else:
         planes = frames.permute(0, 3, 1, 2).contiguous().float() / 255.0  # [T, C, H, W]
         antialias = recipe.interpolation == "antialias-bilinear"
-        pixels = centre_crop(resize_float(planes, size, antialias=antialias), recipe.size)
+        first = recipe.resize == "short-side-floor"
+        pixels = resize_float(planes, size, antialias=antialias)
+        pixels = centre_crop(pixels, recipe.size, larger_margin_first=first)
         full_scale = 1.0
     if recipe.mean:
         mean = torch.tensor(recipe.mean, dtype=torch.float64, device=device) * full_scale
@@ -140,15 +160,24 @@ def resized_shape(height: int, width: int, recipe: PixelRecipe) -> tuple[int, in
         return recipe.size, recipe.size
     if recipe.resize == "fixed":
         return recipe.resize_to[0], recipe.resize_to[1]
-    factor = (recipe.resize_short_side or recipe.size) / min(height, width)
+    side = recipe.resize_short_side or recipe.size
+    if recipe.resize == "short-side-floor":
+        long_side = math.floor(max(height, width) / min(height, width) * side)
+        return (side, long_side) if height <= width else (long_side, side)
+    factor = side / min(height, width)
     if recipe.resize == "enlarge" and factor <= 1:
         return height, width
     return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
-def centre_crop(pixels: Tensor, side: int) -> Tensor:
-    """[..., h, w] -> [..., side, side]; an odd margin is larger at the bottom and right."""
-    top, left = (pixels.shape[-2] - side) // 2, (pixels.shape[-1] - side) // 2
+def centre_crop(pixels: Tensor, side: int, *, larger_margin_first: bool = False) -> Tensor:
+    """[..., h, w] -> [..., side, side].
+
+    Args:
+        larger_margin_first: an odd margin is larger at the top and left, else at the other end.
+    """
+    more = int(larger_margin_first)
+    top, left = (pixels.shape[-2] - side + more) // 2, (pixels.shape[-1] - side + more) // 2
     return pixels[..., top : top + side, left : left + side]
 
 
