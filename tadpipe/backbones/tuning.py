@@ -13,6 +13,7 @@ from typing import Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tadpipe.backbones.conv_parts import FixedBatchNorm
 from tadpipe.backbones.protocol import Backbone
 from tadpipe.backbones.tia import Adaptable, adapter_parameters
 from tadpipe.errors import ConfigError
@@ -71,7 +72,7 @@ def set_tuning(
         for parameter in adapters.values():
             parameter.requires_grad_(True)
     for module in modules.values():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, (_BatchNorm, FixedBatchNorm)):
             setattr(module, FIXED_STATISTICS, True)
             if not batch_norm_affine:
                 module.requires_grad_(False)

@@ -12,6 +12,7 @@ from tests.parity.case import Case, Runner
 KINDS = {
     "actionformer": "tests.parity.anchor_free",
     "adatad": "tests.parity.adatad",
+    "adatad_cnn": "tests.parity.adatad_cnn",
     "asl": "tests.parity.asl",
     "cltdr_gmg": "tests.parity.cltdr_gmg",
     "detad": "tests.parity.detad",
@@ -25,9 +26,12 @@ KINDS = {
     "preprocess": "tests.parity.preprocess",
     "r2plus1d": "tests.parity.r2plus1d",
     "sampling": "tests.parity.sampling",
+    "slowfast": "tests.parity.slowfast",
+    "slowonly": "tests.parity.slowonly",
     "tridet": "tests.parity.anchor_free",
     "tsm": "tests.parity.tsm",
     "videomae": "tests.parity.videomae",
+    "videoswin": "tests.parity.videoswin",
 }
 
 
