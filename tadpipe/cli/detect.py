@@ -40,7 +40,10 @@ from tadpipe.cli.options import (
 )
 @click.option("--weights", default=None, help="Backbone weights.  [default: as when trained]")
 @click.option(
-    "--store", type=click.Path(path_type=Path), default=None, help="Feature cache that is reused."
+    "--store",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Features, reused.  [default: features.zarr of a tuned model's run, else the project's]",
 )
 @class_scores_option("default: the project's")
 @skip_unscored_option
@@ -72,6 +75,7 @@ def detect(
     Example: tadpipe detect "my video.mp4" --model runs/actionformer --out my.srt
     """
     from tadpipe.pipeline.detect_videos import detect as run
+    from tadpipe.pipeline.run_folder import usual_store
     from tadpipe.project import Project
 
     project = Project.find()
@@ -83,7 +87,7 @@ def detect(
         top_k=top_k,
         weights=weights,
         usual_weights=project.weights,
-        store=store or project.store,
+        store=store or usual_store(model, project.store),
         class_scores=class_scores_file(class_scores, project.class_scores),
         skip_unscored=skip_unscored,
         sets=sets,

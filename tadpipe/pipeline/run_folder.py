@@ -23,6 +23,7 @@ from tadpipe.errors import CheckpointError, ConfigError
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 BACKBONE_FILE = "backbone.safetensors"  # of an end-to-end run: the tuned backbone, averaged
+FEATURES_DIR = "features.zarr"  # of an end-to-end run: what its tuned backbone extracted
 PACKAGES = ("torch", "numpy", "zarr", "h5py", "safetensors", "av", "decord", "pandas")
 
 
@@ -42,6 +43,13 @@ def backbone_weights(weights: str | Path | None) -> str | Path | None:
             "Name the folder of a finished `tadpipe e2e` run that tuned the backbone, or a file.",
         )
     return path
+
+
+def usual_store(run: str | Path | None, project: Path) -> Path:
+    """Where features go unless a store is named: those of a tuned backbone stay with its run."""
+    if run is not None and (Path(run) / BACKBONE_FILE).is_file():
+        return Path(run) / FEATURES_DIR
+    return project
 
 
 def write_json(path: Path, mapping: Mapping[str, Any]) -> None:

@@ -214,7 +214,7 @@ class FeatureStore:
     def select(
         self, *, backbone: str | None = None, stride: int | None = None, fid: str | None = None
     ) -> str:
-        """The one spec that answers a request.
+        """The one spec that answers a request; `backbone` may be an id in place of a name.
 
         A stored stride serves its multiples. Where specs differ in nothing but the stride, an
         exact one is taken before a multiple, and the coarsest that serves before finer ones.
@@ -232,7 +232,7 @@ class FeatureStore:
         fitting = {
             key: spec
             for key, spec in specs.items()
-            if backbone in (None, spec.backbone) and (stride is None or spec.serves(stride))
+            if backbone in (None, spec.backbone, key) and (stride is None or spec.serves(stride))
         }
         if not fitting:
             raise self._nothing(backbone, stride, specs)
@@ -244,7 +244,7 @@ class FeatureStore:
             raise ConfigError(
                 "The store holds several kinds of features.",
                 self._listing(fitting),
-                "Choose with --backbone and --stride.",
+                "Choose with --backbone (a name, or an id of this list) and --stride.",
             )
         return next(iter(fitting))
 
