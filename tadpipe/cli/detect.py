@@ -43,7 +43,7 @@ from tadpipe.cli.options import (
     "--store",
     type=click.Path(path_type=Path),
     default=None,
-    help="Features, reused.  [default: features.zarr of a tuned model's run, else the project's]",
+    help="Features, reused.  [default: in the run of a tuned model, else the project's]",
 )
 @class_scores_option("default: the project's")
 @skip_unscored_option

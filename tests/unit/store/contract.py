@@ -208,6 +208,16 @@ class StoreContract:
         with pytest.raises(ConfigError, match="several kinds"):
             store["v1"]
 
+    def test_kinds_of_one_backbone_are_told_apart_by_id(self, store: FeatureStore) -> None:
+        fill(store, [1])
+        tuned = spec(weights_sha256="7" * 64)
+        with store.writer(tuned) as writer:
+            add(writer, "v1", 2)
+        with pytest.raises(ConfigError, match=tuned.fid):
+            store.select(backbone=SPEC.backbone)
+        assert store.select(backbone=tuned.fid) == tuned.fid
+        assert np.array_equal(store.features("v1", backbone=SPEC.fid)[:], rows(1))
+
     def test_multiple_of_the_stride_is_every_nth_row(self, store: FeatureStore) -> None:
         fill(store, [3])
         view = store.features("v3", stride=12)
