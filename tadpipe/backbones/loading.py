@@ -113,7 +113,18 @@ def save_backbone(path: Path, backbone: Backbone) -> None:
     }
     if isinstance(backbone, Adaptable) and backbone.adapters.kind != "none":
         metadata["adapters"] = canonical_json(to_mapping(backbone.adapters))
-    write_atomically(path, serialise(state, metadata=metadata))
+    write_atomically(path, _in_one_order(serialise(state, metadata=metadata)))
+
+
+def _in_one_order(file: bytes) -> bytes:
+    """A safetensors file with its header sorted: equal weights then have equal bytes.
+
+    The library writes the metadata in an order that differs from call to call.
+    """
+    length = int.from_bytes(file[:8], "little")
+    header = canonical_json(json.loads(file[8 : 8 + length])).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + file[8 + length :]
 
 
 def checked_device(device: str | torch.device) -> torch.device:
@@ -185,7 +196,11 @@ def _from_file(name: str, builder: Callable[..., Backbone], checkpoint: Checkpoi
             backbone = add_adapters(backbone, remapped.arguments["adapters"])
     backbone.reset_buffers()
     assert isinstance(backbone, nn.Module)
-    load_strictly(backbone, state, f"{where} ({remapped.layout} layout)", _advice(name, state))
+    try:
+        load_strictly(backbone, state, f"{where} ({remapped.layout} layout)", "")
+    except CheckpointError as error:
+        todo = error.todo or _advice(name, state)
+        raise CheckpointError(error.what, error.where, todo) from None
     backbone.weights_sha256 = checkpoint.sha256
     if isinstance(backbone, Adaptable):
         backbone.adapter_sha256 = _adapter_sha256(backbone)
