@@ -28,6 +28,14 @@ class NamedWeights(NamedTuple):
     sha256: str = ""  # "" = not known for certain: fetched by hand, never downloaded by us
 
 
+MMACTION = "https://download.openmmlab.com/mmaction/v1.0/recognition"
+
+
+def _mmaction(family: str, config: str, stamp: str) -> NamedWeights:
+    """A Kinetics-400 model of mmaction2's zoo: its folder is its configuration's name."""
+    return NamedWeights(file=f"{config}_{stamp}.pth", source=f"{MMACTION}/{family}/{config}")
+
+
 NAMED_WEIGHTS = {
     # distilled from ViT-g, fine-tuned on Kinetics-710
     "videomae-s": NamedWeights(
@@ -72,10 +80,44 @@ NAMED_WEIGHTS = {
         source="https://github.com/HumamAlwassel/TSP/releases/tag/model_weights",
     ),
     # Kinetics-400 from ImageNet, 8 frames
-    "tsm-r50": NamedWeights(
-        file="tsm_imagenet-pretrained-r50_8xb16-1x1x8-50e_kinetics400-rgb_20220831-64d69186.pth",
-        source="https://download.openmmlab.com/mmaction/v1.0/recognition/tsm/"
+    "tsm-r50": _mmaction(
+        "tsm",
         "tsm_imagenet-pretrained-r50_8xb16-1x1x8-50e_kinetics400-rgb",
+        "20220831-64d69186",
+    ),
+    # Kinetics-400 from scratch, 8 x 8
+    "slowfast-r50": _mmaction(
+        "slowfast", "slowfast_r50_8xb8-8x8x1-256e_kinetics400-rgb", "20220818-1cb6dfc8"
+    ),
+    "slowfast-r101": _mmaction(
+        "slowfast", "slowfast_r101_8xb8-8x8x1-256e_kinetics400-rgb", "20220818-9c0e09bd"
+    ),
+    # Kinetics-400 from ImageNet, 8 x 8
+    "slowonly-r50": _mmaction(
+        "slowonly",
+        "slowonly_imagenet-pretrained-r50_8xb16-8x8x1-steplr-150e_kinetics400-rgb",
+        "20220901-df42dc84",
+    ),
+    # Kinetics-400 from ImageNet-1k, L from ImageNet-22k
+    "videoswin-t": _mmaction(
+        "swin",
+        "swin-tiny-p244-w877_in1k-pre_8xb8-amp-32x2x1-30e_kinetics400-rgb",
+        "20220930-241016b2",
+    ),
+    "videoswin-s": _mmaction(
+        "swin",
+        "swin-small-p244-w877_in1k-pre_8xb8-amp-32x2x1-30e_kinetics400-rgb",
+        "20220930-e91ab986",
+    ),
+    "videoswin-b": _mmaction(
+        "swin",
+        "swin-base-p244-w877_in1k-pre_8xb8-amp-32x2x1-30e_kinetics400-rgb",
+        "20220930-182ec6cc",
+    ),
+    "videoswin-l": _mmaction(
+        "swin",
+        "swin-large-p244-w877_in22k-pre_8xb8-amp-32x2x1-30e_kinetics400-rgb",
+        "20220930-78ad8b11",
     ),
 }
 

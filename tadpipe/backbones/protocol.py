@@ -25,6 +25,8 @@ class Backbone(Protocol):
         weights_sha256: identity of the loaded weights, "" before any were loaded.
         bits_depend_on_batch: whether the last bits of a row change with the number of clips in
             the pass (convolutions); features are then promised at equal, padded batches.
+        couples_clips: whether the clips of a window see each other in `feature_map`, without any
+            adapter.
     Where shapes say 3 channels, optical flow has 2, as `pixels.channels` says.
     """
 
@@ -34,6 +36,7 @@ class Backbone(Protocol):
     pixels: PixelRecipe
     weights_sha256: str
     bits_depend_on_batch: bool
+    couples_clips: bool
 
     def __call__(self, clips: Tensor) -> Tensor:
         """clips [N, 3, F, H, W] -> features [N, C] float32, one per clip."""
@@ -42,8 +45,8 @@ class Backbone(Protocol):
         """clips [N, 3, F, H, W] -> dense features [N, C, t, h, w] float32.
 
         Consecutive clips of one window are neighbouring rows. What an adapter sees of time ends
-        at the borders of a window of `clips_per_window` clips; a transformer itself sees one clip,
-        a convolutional backbone the whole window.
+        at the borders of a window of `clips_per_window` clips; the backbone itself sees one clip,
+        or the whole window where it couples clips.
         """
 
     def set_clip_len(self, clip_len: int) -> None:

@@ -24,7 +24,7 @@ from tadpipe.backbones.conv_parts import (
     set_conv_dtype,
     without_counters,
 )
-from tadpipe.backbones.pixels import PIXEL_RECIPES
+from tadpipe.backbones.pixel_recipes import PIXEL_RECIPES
 from tadpipe.backbones.protocol import RemappedState
 from tadpipe.config import PixelRecipe
 from tadpipe.errors import CheckpointError
@@ -86,6 +86,7 @@ class R2Plus1d(nn.Module):
     """
 
     bits_depend_on_batch = True
+    couples_clips = True
 
     def __init__(
         self,

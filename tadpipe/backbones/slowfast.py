@@ -24,7 +24,7 @@ from tadpipe.backbones.conv_parts import (
     map_of_windows,
     set_conv_dtype,
 )
-from tadpipe.backbones.pixels import PIXEL_RECIPES
+from tadpipe.backbones.pixel_recipes import PIXEL_RECIPES
 from tadpipe.backbones.slowfast_keys import remap_official_keys as remap_official_keys
 from tadpipe.backbones.tia import AdapterConfig, AdapterSite, Ladder
 from tadpipe.backbones.tuning import keep_frozen_in_eval
@@ -209,6 +209,7 @@ class SlowFast(nn.Module):
     """
 
     bits_depend_on_batch = True
+    couples_clips = True
     snippet_only = ("head",)
 
     def __init__(

@@ -19,7 +19,7 @@ from tadpipe.backbones.conv_parts import (
     map_of_windows,
     set_conv_dtype,
 )
-from tadpipe.backbones.pixels import PIXEL_RECIPES
+from tadpipe.backbones.pixel_recipes import PIXEL_RECIPES
 from tadpipe.backbones.slowfast import (
     HEAD_POOL,
     R50_BLOCKS,
@@ -51,6 +51,7 @@ class SlowOnly(Pathway):
     """
 
     bits_depend_on_batch = True
+    couples_clips = True
     snippet_only = ("head",)
 
     def __init__(

@@ -16,7 +16,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tadpipe.backbones.pixels import PIXEL_RECIPES
+from tadpipe.backbones.pixel_recipes import PIXEL_RECIPES
 from tadpipe.backbones.recompute import recomputed
 from tadpipe.backbones.tia import AdapterConfig, AdapterSite, Ladder
 from tadpipe.backbones.tuning import keep_frozen_in_eval
@@ -54,6 +54,7 @@ class VideoMAE(nn.Module):
 
     snippet_only = ("fc_norm", "head")
     bits_depend_on_batch = False
+    couples_clips = False
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from tadpipe.backbones.block_adapters import (
 )
 from tadpipe.backbones.conv_parts import check_clip_len, check_clips, map_of_windows
 from tadpipe.backbones.key_layouts import layout_of, without_prefix
-from tadpipe.backbones.pixels import PIXEL_RECIPES
+from tadpipe.backbones.pixel_recipes import PIXEL_RECIPES
 from tadpipe.backbones.protocol import RemappedState
 from tadpipe.backbones.tia import AdapterConfig, AdapterSite, Ladder
 from tadpipe.backbones.tuning import keep_frozen_in_eval
@@ -277,6 +277,7 @@ class VideoSwin(nn.Module):
     """
 
     bits_depend_on_batch = True
+    couples_clips = True
     snippet_only = ("head",)
 
     def __init__(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tadpipe.backbones.loading import load_backbone
-from tadpipe.backbones.pixels import PIXEL_RECIPES
+from tadpipe.backbones.pixel_recipes import PIXEL_RECIPES
 from tadpipe.backbones.protocol import Backbone
 from tadpipe.backbones.tia import Adaptable
 from tadpipe.config import PixelRecipe

@@ -2,9 +2,9 @@
 
 Clips that do not see each other go through EGS (`training/egs.py`): all are encoded without a
 graph, the detector steps back to their features, and the chosen ones pass again in micro-batches;
-with ratio 1 that is the full gradient at the memory of one micro-batch. Clips that adapters
-couple (frame representation with tia or ladder) need one graph over the window, which
-recomputing block by block makes lean.
+with ratio 1 that is the full gradient at the memory of one micro-batch. Clips that adapters or
+the backbone couple (frame representation with tia or ladder, or of a backbone that sees a whole
+window) need one graph over the window, which recomputing block by block makes lean.
 Order: E2EConfig -> PixelWindow, PixelBatch -> WindowClips -> ClipEncoder -> E2EModel -> E2ELearner.
 Shapes: B windows, M clips of a window, F frames per clip, U different frames of a window, S side
 of a picture, C channels, t steps of a clip's feature map, T grid length of the detector.
@@ -84,8 +84,22 @@ class E2EConfig:
 
     @property
     def coupled(self) -> bool:
-        """Whether clips of one window see each other, so that EGS cannot take some of them."""
+        """Whether adapters let the clips of a window see each other: EGS cannot take some."""
         return self.representation == "frame" and self.adapter.kind in COUPLING
+
+    def couples(self, backbone: Backbone) -> bool:
+        """Whether the clips of a window see each other, through adapters or in the backbone.
+
+        Raises:
+            ConfigError: they do, and gradients of some of them are asked for.
+        """
+        if self.representation == "frame" and backbone.couples_clips and self.egs.ratio < 1:
+            raise ConfigError(
+                f"{backbone.name} sees a window as a whole, so that no clip has a gradient alone.",
+                f"representation = frame, egs = {self.egs.ratio}",
+                "Use --representation snippet, or --egs 1.",
+            )
+        return self.coupled or (self.representation == "frame" and backbone.couples_clips)
 
     def _check_combination(self) -> None:
         kind = self.adapter.kind
@@ -226,6 +240,7 @@ class E2ELearner:
         self.encoder = ClipEncoder(backbone, config.representation, training.amp)
         self.training = training
         self.config = config
+        self.coupled = config.couples(backbone)
         self.window_len = window_len
         self.seed = seed
         self.device = torch.device(device)
@@ -251,7 +266,7 @@ class E2ELearner:
         self, batch: PixelBatch, scale: Callable[[Tensor], Tensor], step: int
     ) -> Mapping[str, Tensor]:
         clips = WindowClips(batch.windows, self.backbone.pixels, self.device)
-        if self.config.coupled:
+        if self.coupled:
             return self._in_one_pass(batch, clips, scale)
         done = egs_backward(
             self.encoder,
@@ -275,7 +290,7 @@ class E2ELearner:
     def _in_one_pass(
         self, batch: PixelBatch, clips: WindowClips, scale: Callable[[Tensor], Tensor]
     ) -> Mapping[str, Tensor]:
-        """One graph over whole windows: adapters reach across the borders of clips."""
+        """One graph over whole windows, where adapters or the backbone couple their clips."""
         count = clips.mask.shape[1]  # k clips, the same for all windows
         videos, places = clips.mask.nonzero(as_tuple=True)
         with autocast(self.device, self.training.amp):

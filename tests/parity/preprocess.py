@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tadpipe.backbones.pixels import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    centre_crop,
-    prepare,
-    resize_uint8,
-    resized_shape,
-)
+from tadpipe.backbones.pixel_recipes import IMAGENET_MEAN, IMAGENET_STD
+from tadpipe.backbones.pixels import centre_crop, prepare, resize_uint8, resized_shape
 from tadpipe.config import PixelRecipe
 from tests.parity.case import Case
 

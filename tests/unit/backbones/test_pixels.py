@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tadpipe.backbones.pixels import (
-    PIXEL_RECIPES,
-    prepare,
-    resize_float,
-    resize_uint8,
-    resized_shape,
-)
+from tadpipe.backbones.pixel_recipes import PIXEL_RECIPES
+from tadpipe.backbones.pixels import prepare, resize_float, resize_uint8, resized_shape
 from tadpipe.config import PixelRecipe
 from tadpipe.errors import ConfigError
 
@@ -199,3 +194,22 @@ def test_antialias_averages_what_plain_bilinear_skips() -> None:
 def test_frames_of_another_shape_or_type_are_refused(wrong: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match="uint8"):
         prepare(wrong, PixelRecipe(size=8), "cpu")
+
+
+def test_pyslowfast_rounds_the_long_side_down_and_cuts_the_larger_margin_first() -> None:
+    recipe = PIXEL_RECIPES["pyslowfast"]
+    # 256 * 427 / 240 = 455.47; mmaction2 would have rounded 454.6 up to 455
+    assert resized_shape(240, 427, recipe) == (256, 455)
+    assert resized_shape(427, 240, recipe) == (455, 256)
+    assert resized_shape(270, 479, recipe) == (256, 454)
+    wide = torch.zeros(1, 256, 259, 3, dtype=torch.uint8)  # 3 columns too many: 2 left, 1 right
+    wide[:, :, 2] = 255
+    pixels = prepare(wide, recipe, "cpu")
+    assert pixels[0, 0, 0, 0] == pytest.approx((1 - 0.45) / 0.225)
+    assert pixels[0, 0, 0, 1] == pytest.approx(-0.45 / 0.225)
+
+
+def test_weights_trained_on_opencv_pictures_get_their_colours_in_that_order() -> None:
+    picture = frames(1, 256, 256)
+    ours = prepare(picture, PIXEL_RECIPES["epic-slowfast"], "cpu")
+    assert torch.equal(ours, prepare(picture, PIXEL_RECIPES["pyslowfast"], "cpu").flip(1))

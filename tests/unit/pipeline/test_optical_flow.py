@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from tadpipe.backbones.pixels import PIXEL_RECIPES
+from tadpipe.backbones.pixel_recipes import PIXEL_RECIPES
 from tadpipe.config import PixelRecipe
 from tadpipe.errors import ConfigError, VideoError
 from tadpipe.pipeline.extract import extract
