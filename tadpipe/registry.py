@@ -15,12 +15,12 @@ def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
     return difflib.get_close_matches(word, list(known), n=most, cutoff=0.5)
 
 
-def known(kind: str, table: Mapping[str, str], name: str) -> None:
+def known(kind: str, table: Mapping[str, object], name: str) -> None:
     """Check that `table` holds `name`, without importing anything.
 
     Args:
         kind: the family, for the message ("detector", "backbone", "dataset").
-        table: name -> "module:attribute".
+        table: its names are looked at only.
     Raises:
         ConfigError: the name is not in the table; the message names the nearest ones.
     """

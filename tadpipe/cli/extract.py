@@ -21,10 +21,16 @@ from tadpipe.cli.options import (
 @click.command()
 @click.argument("videos", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--backbone", default=None, help="A name of `tadpipe list backbones`.")
+@click.option("--recipe", default=None, help="Make released features again, as activitynet-tsp.")
 @click.option(
     "--weights", default=None, help="Checkpoint file, run folder or random.  [default: download]"
 )
-@click.option("--store", type=click.Path(path_type=Path), default=None, help=".zarr or .h5 store.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    default=None,
+    help=".zarr or .h5 store.  [default: in the run that --weights names, else the project's]",
+)
 @click.option(
     "--stride",
     type=click.IntRange(min=1),
@@ -96,6 +102,7 @@ def extract(
     context: click.Context,
     videos: tuple[Path, ...],
     backbone: str | None,
+    recipe: str | None,
     weights: str | None,
     store: Path | None,
     stride: int | None,
@@ -127,16 +134,19 @@ def extract(
     Example: tadpipe extract videos/ --backbone videomae-b --store store/my.zarr
     """
     from tadpipe.pipeline.extract import extract as run
+    from tadpipe.pipeline.run_folder import usual_store
     from tadpipe.project import Project
 
     project = Project.find()
-    tuned = weights is not None and Path(weights).is_dir()  # an end-to-end run knows the rest
+    # an end-to-end run and a recipe know the rest
+    decided = recipe is not None or (weights is not None and Path(weights).is_dir())
     report = run(
         videos or [Path(str(project.need("videos", "VIDEOS (files or folders)")))],
-        store=store or project.store,
-        backbone=backbone or (None if tuned else str(project.need("backbone", "--backbone"))),
+        store=store or usual_store(weights, project.store),
+        backbone=backbone or (None if decided else str(project.need("backbone", "--backbone"))),
+        recipe=recipe,
         weights=first(weights, project.weights),
-        stride=stride or (None if tuned else project.stride),
+        stride=stride or (None if decided else project.stride),
         clip_len=clip_len,
         frame_interval=frame_interval,
         anchor=anchor,

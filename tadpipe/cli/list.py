@@ -6,14 +6,14 @@ import click
 
 from tadpipe.cli.options import emit, shared_options
 
-FAMILIES = ("detectors", "backbones", "datasets", "presets")
+FAMILIES = ("detectors", "backbones", "datasets", "presets", "recipes")
 
 
 @click.command(name="list")
 @click.argument("family", type=click.Choice(FAMILIES))
 @shared_options
 def list_names(family: str, as_json: bool) -> None:
-    """Names of detectors, backbones, datasets or presets.
+    """Names of detectors, backbones, datasets, presets or recipes of features.
 
     Example: tadpipe list detectors
     """

@@ -22,6 +22,7 @@ from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.errors import VideoError, VideoReason
 from tadpipe.pipeline.clip_batches import ClipBatches, batch_of
 from tadpipe.pipeline.device import resolve_device
+from tadpipe.pipeline.extract_recipes import with_recipe
 from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
 from tadpipe.pipeline.extract_spec import Choices, Handling, as_chosen, as_tuned
 from tadpipe.pipeline.frame_rows import FrameWindows
@@ -50,6 +51,7 @@ def extract(
     *,
     store: Path | str,
     backbone: str | None = None,
+    recipe: str | None = None,
     weights: str | Path | None = None,
     stride: int | None = None,
     clip_len: int | None = None,
@@ -79,6 +81,8 @@ def extract(
         videos: files and folders.
         store: a .zarr folder or .h5 file; made if missing.
         backbone: a name of `tadpipe list backbones`; may be left out for a run folder.
+        recipe: released features to make again, a name of `tadpipe list recipes`: decides
+            backbone, clips, rate and pixels.
         weights: a checkpoint file, "random", the folder of an end-to-end run, or None for the
             named download. A run decides where its snippets or windows are and how its pixels
             are made; only the stride of snippets may differ.
@@ -111,6 +115,8 @@ def extract(
     annotated = _read_annotations(annotations, dataset)
     device = resolve_device(device)
     choices = Choices(backbone, stride, clip_len, frame_interval, anchor, fps, pixels)
+    if recipe is not None:
+        choices = with_recipe(choices, recipe)
     handling: Handling = (on_truncated, dtype, feature_dtype)
     tuned = tuned_backbone(weights)
     if tuned is None:

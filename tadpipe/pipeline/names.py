@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tadpipe.backbones import BACKBONES
 from tadpipe.datasets import DATASETS
+from tadpipe.datasets.feature_recipes import FEATURE_RECIPES
 from tadpipe.detectors import DETECTORS
 from tadpipe.errors import ConfigError
 
@@ -21,12 +22,14 @@ TABLES = {"detectors": DETECTORS, "backbones": BACKBONES, "datasets": DATASETS}
 
 
 def names_of(family: str) -> dict[str, str]:
-    """Name -> one line, for "detectors", "backbones", "datasets" or "presets"."""
+    """Name -> one line, for "detectors", "backbones", "datasets", "presets" or "recipes"."""
     if family == "presets":
         return {
             path.relative_to(PRESETS).with_suffix("").as_posix(): _preset_line(path)
             for path in sorted(PRESETS.glob("*/*.toml"))
         }
+    if family == "recipes":
+        return {name: recipe.line() for name, recipe in FEATURE_RECIPES.items()}
     if family not in TABLES:
         raise ConfigError(f"Unknown family '{family}'.", todo=f"Known: {', '.join(TABLES)}.")
     return {name: _docstring_line(target) for name, target in TABLES[family].items()}

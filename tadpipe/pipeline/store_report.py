@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from tadpipe.pipeline.extract_recipes import recipes_of
 from tadpipe.pipeline.video_files import printable
 from tadpipe.store import verify as store_verify
 from tadpipe.store.feature_store import FeatureStore
@@ -15,11 +16,13 @@ Report = dict[str, Any]
 
 def info(path: Path) -> Report:
     """The kinds of features of a store, and how much of each."""
-    found = FeatureStore.open(path).info()
+    store = FeatureStore.open(path)
+    found, specs = store.info(), store.specs()
     kinds = [
         {
             "fid": kind.fid,
             "settings": kind.settings,
+            "recipes": recipes_of(specs[kind.fid]),
             "videos": kind.videos,
             "contents": kind.contents,
             "parts": kind.parts,
@@ -44,6 +47,8 @@ def info_text(report: Report) -> str:
             f"  {kind['fid']}: {kind['videos']} videos, {hours:.2f} h, {kind['rows']} rows"
         )
         lines += [f"    {key}: {value}" for key, value in kind["settings"].items()]
+        if kind["recipes"]:
+            lines.append(f"    made as by recipe: {', '.join(kind['recipes'])}")
     kept = report["annotations_sha256"]
     lines.append(f"  annotations: {'none' if kept is None else 'sha256 ' + kept[:12]}")
     return "\n".join(lines)

@@ -35,6 +35,7 @@ sys.exit(code)
         ["list", "backbones"],
         ["list", "datasets"],
         ["list", "presets"],
+        ["list", "recipes"],
     ],
     ids=" ".join,
 )
