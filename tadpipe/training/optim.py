@@ -17,6 +17,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from tadpipe.errors import ConfigError
 
+FIRST_BETA = 0.9  # AdamW, Adam: torch's own
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -27,6 +29,7 @@ class OptimConfig:
     weight_decay: float = 0.05  # with AdamW apart from the gradient, else part of it
     decay: Literal["weights", "all"] = "weights"  # all: biases, norms and scales, too (ETAD)
     momentum: float = 0.9  # SGD only
+    beta2: float = 0.999  # AdamW, Adam: memory of the squared gradient; shorter for short runs
     schedule: Literal["cosine", "multistep"] = "cosine"
     warmup_epochs: int = 5
     epochs: int = 30  # after the warm-up
@@ -40,6 +43,8 @@ class OptimConfig:
                 "The learning rate must be positive and the weight decay not negative.",
                 f"learning_rate = {self.learning_rate}, weight_decay = {self.weight_decay}",
             )
+        if not 0 < self.beta2 < 1:
+            raise ConfigError("beta2 lies between 0 and 1.", f"beta2 = {self.beta2}")
         if self.epochs < 1 or self.warmup_epochs < 0:
             raise ConfigError(
                 "At least one epoch after a warm-up of none or more is needed.",
@@ -83,7 +88,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 def make_optimizer(
     model: nn.Module, config: OptimConfig, more: Sequence[dict[str, Any]] = ()
 ) -> torch.optim.Optimizer:
-    """AdamW or Adam with torch's betas and eps, or SGD with momentum.
+    """AdamW or Adam with torch's first beta and eps, or SGD with momentum.
 
     Args:
         more: further groups; their `rate_share` is their learning rate over the model's.
@@ -92,7 +97,7 @@ def make_optimizer(
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=config.learning_rate)
+    return kind(groups, lr=config.learning_rate, betas=(FIRST_BETA, config.beta2))
 
 
 def learning_rate_at(step: int, steps_per_epoch: int, config: OptimConfig) -> float:

@@ -131,3 +131,10 @@ def test_the_rate_reaches_every_group() -> None:
 def test_impossible_values_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         OptimConfig(**values)  # type: ignore[arg-type]
+
+
+def test_second_beta_is_that_of_the_configuration() -> None:
+    for config in (OptimConfig(beta2=0.98), OptimConfig(optimizer="adam", beta2=0.98)):
+        assert make_optimizer(nn.Linear(2, 2), config).defaults["betas"] == (0.9, 0.98)
+    with pytest.raises(ConfigError, match="beta2"):
+        OptimConfig(beta2=1.0)
