@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from types import FrameType
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -45,6 +46,8 @@ from tadpipe.training.optim import (
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.pt"
+SAVE_SEC = 60.0  # a kill costs about this much work at most,
+SAVE_SHARE = 0.05  # or as much as keeps the share of time spent writing below this
 AnyBatch = TypeVar("AnyBatch")
 Given = TypeVar("Given", covariant=True)
 Taken = TypeVar("Taken", contravariant=True)
@@ -61,7 +64,7 @@ class TrainingConfig(OptimConfig):
     min_steps: int = 0  # few videos: an epoch goes over them as often as this many steps need
     stop_after_epochs: int = 0  # end early on the same schedule; 0 = run it to its end
     validate_every: int = 0  # epochs between reports on the validation subset; 0 = none
-    checkpoint_every: int = 500  # steps between writes of state.pt
+    checkpoint_every: int = 500  # steps between writes of state.pt; slow steps: about a minute
     tensorboard: bool = True  # when it is installed
 
     def __post_init__(self) -> None:
@@ -290,6 +293,7 @@ def train(
         logger.info("resuming %s after step %d", folder, trainer.step)
     last = config.epochs_to_run * steps_per_epoch
     log = MetricsLog(folder, first_step=trainer.step, tensorboard=config.tensorboard)
+    saved = _SaveClock()
     with log, _deferred_interrupt() as interrupted:
         for batch in loader.batches(trainer.step, last):
             values = trainer.train_step(batch)
@@ -300,12 +304,33 @@ def train(
                 with trainer.ema.applied_to(trainer.model):
                     figures = validate(trainer.step // steps_per_epoch)
                 log.write(trainer.step - 1, figures)
-            if trainer.step % config.checkpoint_every == 0 or trainer.step == last or interrupted:
-                log.sync()  # before the state that counts on these lines
-                save_state(state_path, trainer.state(loader.seed))
+            due = trainer.step % config.checkpoint_every == 0 or saved.is_long_ago()
+            if due or trainer.step == last or interrupted:
+                with saved.now():
+                    log.sync()  # before the state that counts on these lines
+                    save_state(state_path, trainer.state(loader.seed))
             if interrupted:
                 raise KeyboardInterrupt
     return trainer
+
+
+class _SaveClock:
+    """Whether enough time has gone by since the last write, given how long that took."""
+
+    def __init__(self) -> None:
+        self._ended_sec = monotonic()
+        self._took_sec = 0.0
+
+    def is_long_ago(self) -> bool:
+        return monotonic() - self._ended_sec >= max(SAVE_SEC, self._took_sec / SAVE_SHARE)
+
+    @contextmanager
+    def now(self) -> Iterator[None]:
+        """Around a write."""
+        started_sec = monotonic()
+        yield
+        self._ended_sec = monotonic()
+        self._took_sec = self._ended_sec - started_sec
 
 
 def _validation_due(trainer: Trainer[AnyBatch], config: TrainingConfig) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import torch
 
 from tadpipe.datasets.loader import Batch
 from tadpipe.errors import CheckpointError, ConfigError, TadpipeError
+from tadpipe.training import loop
+from tadpipe.training.checkpoint import load_state
 from tadpipe.training.loop import DetectorLearner, Trainer, TrainingConfig, train
 from tadpipe.training.metrics import read_metrics
 from tadpipe.training.optim import learning_rate_at
@@ -75,6 +79,36 @@ def test_a_run_that_broke_off_continues_bit_for_bit(tmp_path: Path, stop_at: int
     for name, value in expected.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value)
         assert torch.equal(resumed.ema.state[name], expected.ema.state[name])
+
+
+def test_slow_steps_are_saved_by_the_minute_without_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    expected = run(whole)
+    clock = itertools.count(step=40)  # two looks at it are more than a minute apart
+    monkeypatch.setattr(loop, "monotonic", lambda: float(next(clock)))
+    with pytest.raises(StopError):
+        run(broken, stop_at=3)
+    monkeypatch.undo()
+    assert 1 < load_state(broken / loop.STATE_FILE).step < SHORT.checkpoint_every
+    resumed = run(broken, resume=True)
+    assert read_metrics(broken) == read_metrics(whole)
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+def test_a_state_that_takes_long_to_write_is_written_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(step=40)  # and a write takes 40 s, of which 800 s may pass
+    monkeypatch.setattr(loop, "monotonic", lambda: float(next(clock)))
+    steps: list[int] = []
+    monkeypatch.setattr(loop, "save_state", lambda _path, state: steps.append(state.step))
+    run(tmp_path, replace(SHORT, checkpoint_every=100))
+    assert steps == [2, 15]
 
 
 def test_a_half_written_last_line_is_replaced(tmp_path: Path) -> None:
