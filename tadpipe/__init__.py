@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tadpipe.pipeline.evaluate import evaluate
     from tadpipe.pipeline.extract import extract
     from tadpipe.pipeline.train_detector import load_detector, train_detector
+    from tadpipe.pipeline.validate import validate
     from tadpipe.store.feature_store import FeatureStore
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "load_detector",
     "train_detector",
     "train_e2e",
+    "validate",
 ]
 
 _HOMES = {
@@ -45,6 +47,7 @@ _HOMES = {
     "load_detector": "tadpipe.pipeline.train_detector",
     "train_detector": "tadpipe.pipeline.train_detector",
     "train_e2e": "tadpipe.pipeline.e2e",
+    "validate": "tadpipe.pipeline.validate",
 }
 
 

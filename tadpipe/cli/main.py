@@ -22,6 +22,7 @@ from tadpipe.registry import nearest
 COMMANDS = {
     "demo": "tadpipe.cli.demo:demo",
     "init": "tadpipe.cli.init:init",
+    "validate": "tadpipe.cli.validate:validate",
     "extract": "tadpipe.cli.extract:extract",
     "train-detector": "tadpipe.cli.train_detector:train_detector",
     "e2e": "tadpipe.cli.e2e:e2e",
