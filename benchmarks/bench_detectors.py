@@ -3,10 +3,11 @@
 Every detector has the widths of its thumos14 preset on 2048 channels and one sequence of its
 window. Floating point operations are those that torch.utils.flop_counter sees in our forward pass
 (matrix products, convolutions and attention, not FFTs), so work that is saved does not count; the
-share is their rate over that of a 2048 x 2048 matrix product measured between the repeats. The
-baseline is the same model on torch's own 1d layers. Every measurement has a process of its own;
-memory is the peak of resident memory in the first run (/proc/self/status, reset before it) less
-what was resident before. Times are CPU seconds, the least of the repeats.
+share is their rate over that of as many operations in 2048 x 2048 matrix products, measured between
+the repeats: a busy machine disturbs both for as long. The baseline is the same model on torch's own
+1d layers. Every measurement has a process of its own; memory is the peak of resident memory in the
+first run (/proc/self/status, reset before it) less what was resident before. Times are CPU seconds,
+the least of the repeats.
 Run: python benchmarks/bench_detectors.py [--json PATH] [--repeats N] [--detectors a,b] [--compile]
 """
 
@@ -112,16 +113,17 @@ def measure_forward(name: str, repeats: int) -> dict[str, Any]:
         with FlopCounterMode(display=False) as counter:
             model(feats, mask)
         half()
+        flops = counter.get_total_flops()
+        products = max(1, round(flops / (2 * MATMUL**3)))
         times: dict[str, list[float]] = {"product": [], "forward": [], "bf16": []}
         for _ in range(repeats):
-            times["product"].append(cpu_sec(lambda: left @ right))
+            times["product"].append(cpu_sec(lambda: [left @ right for _ in range(products)]))
             times["forward"].append(cpu_sec(lambda: model(feats, mask)))
             times["bf16"].append(cpu_sec(half))
         with_torchs_layers()
         model(feats, mask)
         plain = min(cpu_sec(lambda: model(feats, mask)) for _ in range(repeats))
-    flops = counter.get_total_flops()
-    rate = 2 * MATMUL**3 / min(times["product"])
+    rate = products * 2 * MATMUL**3 / min(times["product"])
     forward = min(times["forward"])
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
