@@ -29,6 +29,7 @@ COMMANDS = {
     "detect": "tadpipe.cli.detect:detect",
     "evaluate": "tadpipe.cli.evaluate:evaluate",
     "compare": "tadpipe.cli.compare:compare",
+    "report": "tadpipe.cli.report:report",
     "store": "tadpipe.cli.store:store",
     "checkpoint": "tadpipe.cli.checkpoint:checkpoint",
     "list": "tadpipe.cli.list:list_names",

@@ -48,6 +48,12 @@ def run_settings(detections: str | Path | Detections) -> RunSettings:
     return RunSettings(_remembered(store, dataset), dataset, subset)
 
 
+def run_stores(run: Path) -> list[Path]:
+    """The stores that a run was trained on, as seen from here; they may be gone."""
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    return [_seen_from(run, store) for store in config["stores"]]
+
+
 def _seen_from(run: Path, path: str | Path) -> Path:
     """A path of a run's config.json: below a folder the run is in, else as seen from here."""
     above = (folder / path for folder in run.absolute().parents)

@@ -37,7 +37,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         BASE | {"detectors", "backbones", "datasets", "sampling", "resample"},
         {"torch", "numpy", "safetensors", "tensorboard"},
     ),
-    "report": (BASE | {"evaluation"}, {"numpy", "matplotlib", "jinja2"}),
+    "report": (BASE | {"evaluation"}, {"numpy", "matplotlib", "vl_convert"}),
     "pipeline": (
         BASE
         | {"video", "store", "backbones", "detectors", "datasets", "training", "evaluation"}
