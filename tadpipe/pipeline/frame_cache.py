@@ -19,9 +19,10 @@ from torch import Tensor
 from tadpipe.backbones.augment import AugmentConfig, stored_shape
 from tadpipe.backbones.pixels import prepare, resize_float
 from tadpipe.config import PixelRecipe
+from tadpipe.errors import VideoError, VideoReason
 from tadpipe.pipeline.frame_source import FrameSource, VideoRows, in_blocks, resampled
-from tadpipe.pipeline.video_files import VideoFile
-from tadpipe.video.packets import VideoProbe
+from tadpipe.pipeline.video_files import VideoFile, printable
+from tadpipe.video.packets import VideoProbe, scan_packets
 from tadpipe.video.process import DecodeProcess
 from tadpipe.video.reader import frames_at
 
@@ -62,6 +63,7 @@ class FrameCache:
         self.left_bytes = limit_bytes
         self._source = FrameSource(decoder, keep, fps=fps, keep_truncated=False)
         self._probes: dict[Path, tuple[VideoProbe, np.ndarray | None]] = {}
+        self._counts: dict[Path, int] = {}  # frames in the file
         self._whole: dict[Path, Tensor] = {}  # [N, 3, h, w]
 
     def probe(self, file: VideoFile) -> VideoProbe:
@@ -72,6 +74,9 @@ class FrameCache:
         """
         if file.path not in self._probes:
             probe, indices = self.decoder.probe(file.path), None
+            if probe.truncated:
+                raise _cut_off(file, probe.frames)
+            self._counts[file.path] = probe.frames
             if self.fps is not None:
                 probe, indices = resampled(probe, self.fps)
             self._probes[file.path] = probe, indices
@@ -90,10 +95,12 @@ class FrameCache:
             return self._whole[file.path][torch.from_numpy(indices)]
         original = self._probes[file.path][1]
         wanted = indices if original is None else original[indices]
+        scan = scan_packets(file.path)
+        if scan.truncated or len(scan.ticks) != self._counts[file.path]:
+            raise _cut_off(file, len(scan.ticks))  # since the first look at it
         blocks = in_blocks(wanted.tolist(), BLOCK_FRAMES)
-        return torch.cat(
-            [self.keep(torch.from_numpy(frames_at(file.path, block))) for block in blocks]
-        )
+        parts = (frames_at(file.path, block, scan=scan) for block in blocks)
+        return torch.cat([self.keep(torch.from_numpy(part)) for part in parts])
 
     def _bytes(self, probe: VideoProbe) -> int:
         blank = torch.zeros(1, probe.height, probe.width, 3, dtype=torch.uint8)
@@ -112,3 +119,12 @@ class FrameCache:
         self._probes[file.path] = video.probe, None
         self._whole[file.path] = frames
         self.left_bytes -= frames.nbytes
+
+
+def _cut_off(file: VideoFile, frames: int) -> VideoError:
+    return VideoError(
+        VideoReason.TRUNCATED,
+        "The file ends before its content does.",
+        f"{printable(file.path)}: {frames} frames are left",
+        "Copy or download it again.",
+    )
