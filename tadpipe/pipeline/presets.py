@@ -125,10 +125,16 @@ def preset_path(name: str) -> Path:
 def fitting_presets(
     detector: str, *, stride: int, clip_len: int, channels: int, backbone: str
 ) -> list[str]:
-    """Presets of a detector whose expectations these features meet, the default one included."""
+    """Presets of a detector whose expectations these features meet, the default one included.
+
+    Those that train on frames, end to end, expect no stored features.
+    """
     fitting = []
     for name in _of_detector(detector):
-        expected = load_preset(name).features
+        preset = load_preset(name)
+        if preset.e2e.representation == "frame":
+            continue
+        expected = preset.features
         pairs = (
             (expected.stride, stride),
             (expected.clip_len, clip_len),

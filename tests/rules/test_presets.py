@@ -37,13 +37,13 @@ def test_preset_opens_with_its_command_and_its_score(name: str) -> None:
     command, score = preset_path(name).read_text(encoding="utf-8").splitlines()[:2]
     words = shlex.split(command.removeprefix("# "))
     assert words[0] == "tadpipe"
-    assert words[1] in ("demo", "train-detector")
+    assert words[1] in ("demo", "e2e", "train-detector")
     if score.startswith("# Published: average mAP"):
         assert words[words.index("--preset") + 1] == name
         assert load_preset(name).dataset is not None
     else:  # nobody published a recipe: it says what it is for
         assert score.startswith("# ")
-        assert preset_path(name).stem in ("default", "demo")
+        assert preset_path(name).stem in ("default", "demo", "demo_e2e")
 
 
 @pytest.mark.parametrize("detector", sorted({name.split("/")[0] for name in NAMES}))
