@@ -84,8 +84,12 @@ def check_videos(
     """
     check = VideoCheck()
     where = ", ".join(printable(source) for source in sources)
+    for source in sources:
+        if not os.path.lexists(source):
+            gone = Finding("error", "no-videos", printable(source), "", "no such file or folder")
+            check.findings.append(gone)
     try:
-        files = find_videos(sources)
+        files = find_videos(source for source in sources if os.path.lexists(source))
     except ConfigError as error:
         check.findings.append(from_error("no-videos", where, "", error))
         files = []
