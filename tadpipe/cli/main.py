@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": "tadpipe.cli.evaluate:evaluate",
     "compare": "tadpipe.cli.compare:compare",
     "report": "tadpipe.cli.report:report",
+    "annotations": "tadpipe.cli.annotations:label_files",
     "store": "tadpipe.cli.store:store",
     "checkpoint": "tadpipe.cli.checkpoint:checkpoint",
     "list": "tadpipe.cli.list:list_names",

@@ -97,6 +97,11 @@ def annotation_copy(path: str | Path, spec: DatasetSpec | None = None) -> bytes:
     return json.dumps(_document(found)).encode()
 
 
+def annotation_text(found: Annotations) -> str:
+    """Annotations as ActivityNet-style JSON."""
+    return json.dumps(_document(found), ensure_ascii=False, indent=1) + "\n"
+
+
 def _in_class_order(found: Annotations, class_map: Path, spec: DatasetSpec | None) -> Annotations:
     """Classes as `label_id` orders them, else as a class map does, else by numbered names."""
     if found.label_ids:
