@@ -253,11 +253,15 @@ def _advice(name: str, state: Mapping[str, Tensor]) -> str:
     """Another backbone of the same family that the weights' shapes fit, else general advice."""
     family = BACKBONES[name].partition(":")[0]
     shapes = {key: value.shape for key, value in state.items()}
+    fitting = {}  # with its number of tensors: a deep network holds those of a shallow one
     for other, target in BACKBONES.items():
         if other == name or target.partition(":")[0] != family:
             continue
         with torch.device("meta"):
             candidate = resolve("backbone", BACKBONES, other)().state_dict()
         if all(key in shapes and shapes[key] == value.shape for key, value in candidate.items()):
-            return f"The shapes are those of {other}: use --backbone {other}."
+            fitting[other] = len(candidate)
+    if fitting:
+        largest = max(fitting, key=fitting.__getitem__)
+        return f"The shapes are those of {largest}: use --backbone {largest}."
     return f"Name weights of {name}, of the same size, with --weights FILE."

@@ -50,14 +50,20 @@ def backbones_like(state: Mapping[str, Tensor], family: str | None = None) -> li
             if family:
                 raise
             continue
-        found += [Recognised(name, remapped.layout) for name in names if _fits(name, remapped)]
+        # a deep network holds the tensors of a shallow one: the one with the most is meant
+        tensors = {name: _tensors(name, remapped) for name in names}
+        most = max(tensors.values())
+        if most:
+            found += [Recognised(name, remapped.layout) for name in names if tensors[name] == most]
     return found
 
 
-def _fits(name: str, remapped: RemappedState) -> bool:
+def _tensors(name: str, remapped: RemappedState) -> int:
+    """How many tensors a backbone has, if the state has them all; else 0."""
     left_out = ("num_classes", "adapters")  # neither moves a tensor of the trunk
     arguments = {key: value for key, value in remapped.arguments.items() if key not in left_out}
     with torch.device("meta"):
         wanted = resolve("backbone", BACKBONES, name)(**arguments).state_dict()
     shapes = {key: value.shape for key, value in remapped.state.items()}
-    return all(shapes.get(key) == value.shape for key, value in wanted.items())
+    fits = all(shapes.get(key) == value.shape for key, value in wanted.items())
+    return len(wanted) if fits else 0
