@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -201,6 +202,24 @@ def margin_grid(grid: SnippetGrid, config: WindowConfig) -> float:
     return grid.offset_grid if config.margin == "half-clip" else 0.0
 
 
+def trained_part(
+    video: Video, config: WindowConfig, length_sec: Callable[[], float]
+) -> Video | None:
+    """A video with the actions that are trained on, by `min_action_share`; None if it has none.
+
+    Args:
+        length_sec: called for a video whose annotations state no duration.
+    """
+    if not config.min_action_share:
+        return video
+    duration_sec = length_sec() if video.duration_sec is None else video.duration_sec
+    shortest_sec = config.min_action_share * duration_sec
+    long = tuple(a for a in video.actions if a.end_sec - a.start_sec > shortest_sec)
+    if not long:
+        return None
+    return video if config.keep_short_actions else replace(video, actions=long)
+
+
 def on_grid(
     actions: Sequence[Action],
     label_ids: Mapping[str, int],
@@ -307,8 +326,12 @@ class TrainingWindows:
         self.config = config
         self.window_len = window_len
         self._label_ids = label_ids
-        self._videos = videos
-        self.names = [name for name in sorted(videos) if self._is_trained_on(name)]
+        parts = {
+            name: trained_part(video, config, partial(self._end_sec, name))
+            for name, video in videos.items()
+        }
+        self._videos = {name: part for name, part in parts.items() if part is not None}
+        self.names = sorted(self._videos)
         self._places = self._sliding_places() if config.placement == "sliding" else None
 
     def __len__(self) -> int:
@@ -345,23 +368,12 @@ class TrainingWindows:
         """A video's time axis, and its actions on it."""
         video = self._videos[name]
         grid = fitted_grid(sequence.grid, self.config, self.window_len, video.duration_sec)
-        actions = video.actions
-        if not self.config.keep_short_actions:
-            actions = tuple(action for action in actions if self._is_long(action, name))
-        return grid, *on_grid(actions, self._label_ids, grid, self.config)
+        return grid, *on_grid(video.actions, self._label_ids, grid, self.config)
 
-    def _is_trained_on(self, name: str) -> bool:
-        if not self.config.min_action_share:
-            return True
-        return any(self._is_long(action, name) for action in self._videos[name].actions)
-
-    def _is_long(self, action: Action, name: str) -> bool:
-        """Whether the action takes more than `min_action_share` of its video."""
-        duration_sec = self._videos[name].duration_sec
-        if duration_sec is None:
-            grid = self.source.open(name).grid
-            duration_sec = grid.to_sec(grid.rows - 1 + grid.offset_grid)
-        return action.end_sec - action.start_sec > self.config.min_action_share * duration_sec
+    def _end_sec(self, name: str) -> float:
+        """Where the last feature's snippet ends."""
+        grid = self.source.open(name).grid
+        return grid.to_sec(grid.rows - 1 + grid.offset_grid)
 
     def _sliding_places(self) -> list[tuple[str, int]]:
         """Video and start of every window that holds an action."""

@@ -34,6 +34,7 @@ from tadpipe.pipeline.e2e_plan import (
     open_bank,
     pixel_preset,
     plan_pixels,
+    trained_videos,
 )
 from tadpipe.pipeline.e2e_result import E2EResult
 from tadpipe.pipeline.evaluate import DETECTIONS_FILE, Evaluation, evaluate
@@ -216,8 +217,8 @@ class _Run:
         """
         plan, config = self.plan, self.pixels.config
         annotated = plan.annotations.subset(plan.subsets.train)
-        stored_as = plan.coverage(plan.subsets.train).stored_as
-        if not stored_as:
+        videos = trained_videos(plan, self.table)
+        if not videos:
             raise ConfigError(
                 "No video of the training subset has a file.",
                 f"{len(self.table.files)} files;  {plan.annotations.source}: {len(annotated)} "
@@ -233,7 +234,7 @@ class _Run:
         )
         windows = PixelWindows(
             self.table.files,
-            {stored: annotated[name] for name, stored in stored_as.items()},
+            videos,
             plan.label_ids(),
             plan.recipe.windows,
             self.pixels.grid,

@@ -9,17 +9,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
+from tadpipe.annotations import Video
 from tadpipe.backbones.loading import load_backbone
 from tadpipe.backbones.protocol import Backbone
 from tadpipe.backbones.tia import Adaptable, AdapterConfig, add_adapters
 from tadpipe.datasets.sources import FeatureSource, match_videos
-from tadpipe.errors import ConfigError
+from tadpipe.datasets.windows import trained_part
+from tadpipe.errors import ConfigError, VideoError
 from tadpipe.pipeline.extract_spec import DEFAULT_STRIDE, PADDED_BATCH
 from tadpipe.pipeline.feature_tables import open_tables
 from tadpipe.pipeline.pixel_grid import PixelGrid, grid_of, overlap_frames
@@ -27,6 +30,7 @@ from tadpipe.pipeline.presets import FeaturesConfig, Preset
 from tadpipe.pipeline.recipe import check_recipe
 from tadpipe.pipeline.run_folder import backbone_weights
 from tadpipe.pipeline.train_plan import TrainPlan
+from tadpipe.pipeline.video_features import VideoTable
 from tadpipe.pipeline.video_files import VideoFile, find_videos
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.training.e2e import E2EConfig, set_drop_path
@@ -213,6 +217,22 @@ def _with_adapters(model: Backbone, config: E2EConfig, seed: int) -> AdapterConf
 def files_by_name(videos: Sequence[Path | str]) -> dict[str, VideoFile]:
     """The video files by the names that annotations know them by."""
     return {file.name: file for file in find_videos([Path(video) for video in videos])}
+
+
+def trained_videos(plan: TrainPlan, table: VideoTable) -> dict[str, Video]:
+    """The training videos that have a file, by its name, with the actions that are trained on."""
+    annotated = plan.annotations.subset(plan.subsets.train)
+    found: dict[str, Video] = {}
+    for name, stored in plan.coverage(plan.subsets.train).stored_as.items():
+        video: Video | None = annotated[name]
+        try:
+            length_sec = partial(table.duration_sec, stored)
+            video = trained_part(annotated[name], plan.recipe.windows, length_sec)
+        except VideoError:  # recorded when its turn to be trained on comes
+            logger.debug("%s: its length cannot be read", stored)
+        if video is not None:
+            found[stored] = video
+    return found
 
 
 def open_bank(plan: TrainPlan, config: E2EConfig, store: str | Path | None) -> FeatureBank | None:

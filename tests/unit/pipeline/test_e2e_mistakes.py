@@ -87,3 +87,9 @@ def test_a_folder_without_a_tuned_backbone_is_no_weights(
 ) -> None:
     with pytest.raises(CheckpointError, match="no tuned backbone"):
         run(project, tmp_path / "run", weights=tmp_path)
+
+
+def test_videos_with_short_actions_only_can_be_left_out(
+    project: SmallProject, tmp_path: Path
+) -> None:
+    assert run(project, tmp_path / "run", "windows.min_action_share=0.39", dry_run=True).videos == 2
