@@ -19,6 +19,7 @@ from tests.parity.recipe_cases import FIRST, drawn_weights
 Array = np.ndarray[Any, Any]
 TOLERANCE = {"rtol": 1e-3, "atol_fraction_of_max": 1e-5}
 RGB = 3
+ALPHA = 4  # of the small SlowFast
 
 
 class Network:
@@ -69,6 +70,13 @@ def main() -> None:
     config = {"depth": 50, "stage_blocks": [1, 2, 1, 1], "base_channels": 8, "shift_div": 8}
     write_case("tsm/narrow_tiny", tsm, (RGB, 4, 37, 50), 1e-5, 7300, config,
                "mmaction2 (keys after `backbone.`)")  # fmt: skip
+    config = {"stage_blocks": [1, 2, 1, 1], "base_channels": 16, "beta_inv": 8, "alpha": ALPHA,
+              "fusion_kernel": 5, "lateral_norm": False}  # fmt: skip
+    write_case("slowfast/narrow_tiny", slowfast, (RGB, 8, 37, 50), 1e-5, 7400, config,
+               "mmaction2 (keys after `backbone.`)")  # fmt: skip
+    config = {"stage_blocks": [1, 2, 1, 1], "base_channels": 16}
+    write_case("slowonly/narrow_tiny", slowonly, (RGB, 4, 37, 50), 1e-5, 7500, config,
+               "mmaction2 (keys after `backbone.`)")  # fmt: skip
 
 
 def write_case(
@@ -103,6 +111,11 @@ def write_case(
         "recipe": "tests/parity/recipe_cases.py",
         "weights_check": {key: drawn[key].reshape(-1)[:FIRST].tolist() for key in checked},
         "state_dict": {key: list(value) for key, value in net.shapes.items()},
+        "parameters": sum(
+            int(np.prod(shape))
+            for key, shape in net.shapes.items()
+            if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        ),
         "tolerance": TOLERANCE,
     })  # fmt: skip
 
@@ -200,6 +213,76 @@ def tsm(net: Network, x: Array) -> dict[str, Array]:
         "frames": frames[None],
         "features": frames.mean(axis=1)[None],
     }
+
+
+def slowfast(net: Network, x: Array) -> dict[str, Array]:
+    """One clip [3, F, H, W]; the slow pathway takes every fourth frame."""
+
+    def lateral(name: str, slow: Array, fast: Array) -> Array:
+        y = net.conv(f"slow_path.{name}_lateral.conv", fast, 2 * len(fast), (5, 1, 1),
+                     (ALPHA, 1, 1), [(2, 2), (0, 0), (0, 0)])  # fmt: skip
+        net.end(f"lateral_{'stem' if name == 'conv1' else name}", y)
+        return np.concatenate([slow, y])
+
+    slow = net.end("stem_slow", _stem(net, "slow_path.", x[:, ::ALPHA], 16, 1))
+    fast = net.end("stem_fast", _stem(net, "fast_path.", x, 2, 5))
+    slow = lateral("conv1", slow, fast)
+    for i in range(4):
+        spans = 1 if i < 2 else 3
+        slow = net.end(f"layer{i + 1}_slow", _stage(net, "slow_path.", slow, i, 16, spans))
+        fast = net.end(f"layer{i + 1}_fast", _stage(net, "fast_path.", fast, i, 2, 3))
+        if i < 3:
+            slow = lateral(f"layer{i + 1}", slow, fast)
+    lines = [slow.mean(axis=(2, 3)), fast.mean(axis=(2, 3))]
+    half = np.concatenate([_stretched(line, x.shape[1] // 2) for line in lines])
+    return {
+        "slow_frame_index": np.arange(0, x.shape[1], ALPHA),
+        "trunk_slow": slow[None],
+        "trunk_fast": fast[None],
+        "frame_slow": lines[0][None],
+        "frame_fast": lines[1][None],
+        "frames": half[None],
+        "features": np.concatenate([line.mean(axis=1) for line in lines])[None],
+    }
+
+
+def slowonly(net: Network, x: Array) -> dict[str, Array]:
+    x = net.end("stem", _stem(net, "", x, 16, 1))
+    for i in range(4):
+        x = net.end(f"layer{i + 1}", _stage(net, "", x, i, 16, 1 if i < 2 else 3))
+    line = x.mean(axis=(2, 3))
+    return {"trunk": x[None], "frames": line[None], "features": line.mean(axis=1)[None]}
+
+
+def _stem(net: Network, path: str, x: Array, width: int, spans: int) -> Array:
+    x = np.maximum(_unit(net, f"{path}conv1", x, width, (spans, 7, 7), 2), 0)
+    padded = np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)])
+    return _windows(padded, (1, 3, 3), (1, 2, 2)).max(axis=(-3, -2, -1))
+
+
+def _stage(net: Network, path: str, x: Array, i: int, base: int, spans: int) -> Array:
+    for j in range((1, 2, 1, 1)[i]):
+        key, width, s = f"{path}layer{i + 1}.{j}", base * 2**i, 2 if i > 0 and j == 0 else 1
+        y = np.maximum(_unit(net, f"{key}.conv1", x, width, (spans, 1, 1)), 0)
+        y = np.maximum(_unit(net, f"{key}.conv2", y, width, (1, 3, 3), s), 0)
+        y = _unit(net, f"{key}.conv3", y, 4 * width, (1, 1, 1))
+        if j == 0:
+            x = _unit(net, f"{key}.downsample", x, 4 * width, (1, 1, 1), s)
+        x = np.maximum(x + y, 0)
+    return x
+
+
+def _unit(
+    net: Network, key: str, x: Array, outputs: int, kernel: Sequence[int], s: int = 1
+) -> Array:
+    zeros = [(k // 2, k // 2) for k in kernel]
+    return net.norm(f"{key}.bn", net.conv(f"{key}.conv", x, outputs, kernel, (1, s, s), zeros))
+
+
+def _stretched(line: Array, length: int) -> Array:
+    """[C, t] -> [C, length], linear between the centres of cells."""
+    places = (np.arange(length) + 0.5) * line.shape[1] / length - 0.5
+    return np.stack([np.interp(places, np.arange(line.shape[1]), row) for row in line])
 
 
 def _same(x: Array, kernel: Sequence[int], stride: Sequence[int]) -> list[tuple[int, int]]:
