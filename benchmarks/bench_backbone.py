@@ -1,8 +1,11 @@
-"""Backbones: CPU seconds of one clip, SDPA attention against eager softmax, same weights.
+"""Backbones: CPU seconds of one clip against the way the public releases run them, same weights.
 
-The baseline is the attention every public VideoMAE release runs, written in a few lines: it builds
-the N x N matrix of each head. Random weights, float32, inference mode, one clip per forward pass.
-Run: python benchmarks/bench_backbone.py [--json PATH] [--repeats N] [--threads N] [--names A,B]
+For transformers the baseline is the attention of every public VideoMAE release, in a few lines: it
+builds the N x N matrix of each head. For backbones of convolutions or attention windows it is one
+clip per forward pass, as the public scripts have it, against the padded batch of `tadpipe extract`.
+Random weights, float32, inference mode.
+Run: python benchmarks/bench_backbone.py [--json PATH] [--repeats N] [--batch N] [--threads N]
+[--names A,B]
 """
 
 from __future__ import annotations
@@ -23,12 +26,26 @@ from tadpipe.backbones.loading import load_backbone
 from tadpipe.backbones.videomae import VideoMAE
 from tadpipe.backbones.videomae_blocks import Attention
 from tadpipe.config import write_atomically
+from tadpipe.pipeline.extract_spec import PADDED_BATCH
 
 NAMES = ("videomae-tiny", "videomae-s", "videomae-b")
+WINDOW_NAMES = (
+    "i3d-rgb", "i3d-flow", "r2plus1d-34", "tsm-r50", "slowfast-r50", "slowfast-r101",
+    "slowonly-r50", "videoswin-t", "videoswin-b",
+)  # fmt: skip
+ATTENTION_HEAD = """\
+| backbone | tokens | SDPA, CPU s per clip: median (min) | eager: median (min) \
+| eager / SDPA (minima) | clips per CPU s | largest difference |
+|---|---|---|---|---|---|---|"""
+BATCH_HEAD = """\
+| backbone | clip | batch of {batch}, CPU s per clip: median (min) \
+| one by one: median (min) | one / batch (minima) | clips per CPU s \
+| largest difference, of values up to |
+|---|---|---|---|---|---|---|"""
 
 
-def eager_forward(layer: Attention, x: Tensor) -> Tensor:
-    """Attention with softmax(q k^T) in memory."""
+def eager_forward(layer: Attention, x: Tensor, *_window: int) -> Tensor:
+    """Attention with softmax(q k^T) in memory; a clip's window is for shifted attention only."""
     batch, tokens, dim = x.shape
     bias = torch.cat((layer.q_bias, torch.zeros_like(layer.q_bias), layer.v_bias))
     qkv = torch.nn.functional.linear(x, layer.qkv.weight, bias)
@@ -75,35 +92,81 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     }
 
 
+def measure_batches(name: str, repeats: int, batch: int) -> dict[str, Any]:
+    model = load_backbone(name, "random")
+    assert isinstance(model, torch.nn.Module)
+    side = model.pixels.size
+    clips = torch.randn(batch, model.pixels.channels, model.clip_len, side, side)
+    times: dict[str, list[float]] = {"one": [], "batch": []}
+    with torch.inference_mode():
+        alone, together = model(clips[:1]), model(clips)[:1]  # also the warm-up
+        for _ in range(repeats):  # in turns, so that other load strikes both
+            for key, part in (("one", clips[:1]), ("batch", clips)):
+                before = time.process_time()
+                model(part)
+                times[key].append((time.process_time() - before) / len(part))
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    return {
+        "name": name,
+        "clip": list(clips.shape[1:]),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "batch_sec": {"median": medians["batch"], "minimum": min(times["batch"])},
+        "one_sec": {"median": medians["one"], "minimum": min(times["one"])},
+        "ratio_of_minima": min(times["one"]) / min(times["batch"]),
+        "clips_per_cpu_sec": 1 / medians["batch"],
+        "max_abs_difference": float((alone - together).abs().max()),
+        "max_abs_feature": float(alone.abs().max()),
+    }
+
+
+def attention_line(row: dict[str, Any]) -> str:
+    sdpa, eager = row["sdpa_sec"], row["eager_sec"]
+    return (
+        f"| {row['name']} | {row['tokens']} | {sdpa['median']:.4f} ({sdpa['minimum']:.4f}) "
+        f"| {eager['median']:.4f} ({eager['minimum']:.4f}) | {row['ratio_of_minima']:.2f} "
+        f"| {row['clips_per_cpu_sec']:.2f} | {row['max_abs_difference']:.1e} |"
+    )
+
+
+def batch_line(row: dict[str, Any]) -> str:
+    batch, one = row["batch_sec"], row["one_sec"]
+    return (
+        f"| {row['name']} | {' x '.join(map(str, row['clip']))} "
+        f"| {batch['median']:.3f} ({batch['minimum']:.3f}) "
+        f"| {one['median']:.3f} ({one['minimum']:.3f}) | {row['ratio_of_minima']:.2f} "
+        f"| {row['clips_per_cpu_sec']:.2f} "
+        f"| {row['max_abs_difference']:.1e}, {row['max_abs_feature']:.1e} |"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=PADDED_BATCH, help="clips of a full batch")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--names", default=",".join(NAMES))
+    parser.add_argument("--names", default=",".join(NAMES + WINDOW_NAMES))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = [measure(name, arguments.repeats) for name in arguments.names.split(",")]
-    report = {
+    names = arguments.names.split(",")
+    report: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": arguments.threads,
         "repeats": arguments.repeats,
-        "rows": rows,
+        "batch": arguments.batch,
+        "attention": [],
+        "batches": [],
     }
-    print(
-        "| backbone | tokens | SDPA, CPU s per clip: median (min) | eager: median (min) "
-        "| eager / SDPA (minima) | clips per CPU s | largest difference |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        sdpa, eager = row["sdpa_sec"], row["eager_sec"]
-        print(
-            f"| {row['name']} | {row['tokens']} | {sdpa['median']:.4f} ({sdpa['minimum']:.4f}) "
-            f"| {eager['median']:.4f} ({eager['minimum']:.4f}) | {row['ratio_of_minima']:.2f} "
-            f"| {row['clips_per_cpu_sec']:.2f} | {row['max_abs_difference']:.1e} |"
-        )
+    print(ATTENTION_HEAD)
+    for name in [name for name in names if name not in WINDOW_NAMES]:
+        report["attention"].append(measure(name, arguments.repeats))
+        print(attention_line(report["attention"][-1]), flush=True)
+    print(BATCH_HEAD.format(batch=arguments.batch))
+    for name in [name for name in names if name in WINDOW_NAMES]:
+        report["batches"].append(measure_batches(name, arguments.repeats, arguments.batch))
+        print(batch_line(report["batches"][-1]), flush=True)
     print(json.dumps(report, indent=1))
     if arguments.json:
         write_atomically(arguments.json, json.dumps(report, indent=1))
