@@ -11,6 +11,7 @@ from tadpipe.cli.options import dry_run_option, emit, shared_options
 SOURCES = ("csv", "elan", "via", "cvat", "label-studio", "fiftyone", "subtitles")
 TARGETS = (
     "csv",
+    "cvat",
     "elan",
     "via",
     "label-studio",
@@ -92,16 +93,24 @@ def import_labels(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="File to write; a folder for elan, srt and vtt with several videos.",
+    help="File to write; a folder for cvat, elan, srt and vtt with several videos.",
+)
+@click.option(
+    "--videos",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Files and folders; needed for cvat, which counts frames.",
 )
 @dry_run_option
 @shared_options
-def export_labels(source: Path, target: str, out: Path, dry_run: bool, as_json: bool) -> None:
+def export_labels(
+    source: Path, target: str, out: Path, videos: tuple[Path, ...], dry_run: bool, as_json: bool
+) -> None:
     """Write SOURCE, annotations or detections (JSON), as another program reads them.
 
     Example: tadpipe annotations export runs/first/detections.json --to elan --out eaf
     """
     from tadpipe.pipeline.labels import export_labels as run
 
-    report = run(source, out, target, dry_run=dry_run)
+    report = run(source, out, target, videos=videos, dry_run=dry_run)
     emit(as_json, report.to_mapping(), report.text())

@@ -1,12 +1,17 @@
-"""Labels in CVAT's XML ("CVAT for video 1.1"): a track is a segment, from its first frame to the
-last one that is not outside. Frames count from 0."""
+"""Labels in CVAT's XML ("CVAT for video 1.1"), frames counted from 0.
+
+A track is a segment, from its first frame to the last one that is not outside; written tracks are
+boxes of the whole picture.
+"""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as xml
+from bisect import bisect_left
 from pathlib import Path
 
-from tadpipe.errors import AnnotationError, Defect
+from tadpipe.config import write_atomically
+from tadpipe.errors import AnnotationError, ConfigError, Defect
 from tadpipe.pipeline.label_entries import Entry, LabelledVideos, VideoTimes, video_name
 
 
@@ -43,3 +48,42 @@ def read_cvat(path: Path, times: VideoTimes) -> LabelledVideos:
                 ),
             )
     return labelled
+
+
+def write_cvat(path: Path, labelled: LabelledVideos, times: VideoTimes) -> None:
+    """One video's segments as tracks, for upload to a task of that video.
+
+    Raises:
+        ConfigError: several videos, or the video's file is not among `times`.
+    """
+    if len(labelled.entries) != 1:
+        raise ConfigError(
+            "CVAT's XML belongs to one video.",
+            f"{path}: {len(labelled.entries)} videos",
+            "Name a folder with --out: one file per video.",
+        )
+    ((name, rows),) = labelled.entries.items()
+    probe = times.probe(name)
+    if probe is None:
+        raise ConfigError(
+            "CVAT counts frames, and the video is not known.",
+            f"{path}: video {name!r}",
+            "Give --videos FOLDER with the files.",
+        )
+    root = xml.Element("annotations")
+    xml.SubElement(root, "version").text = "1.1"
+    job = xml.SubElement(xml.SubElement(root, "meta"), "job")
+    xml.SubElement(job, "source").text = f"{name}.mp4"
+    size = {"xtl": "0", "ytl": "0", "xbr": str(probe.width), "ybr": str(probe.height)}
+    half_sec = probe.duration_sec / max(probe.frames, 1) / 2
+    for number, row in enumerate(rows):
+        track = xml.SubElement(root, "track", id=str(number), label=row.label)
+        first = bisect_left(probe.times_sec, row.start_sec - half_sec)  # the nearest frame
+        first = min(first, probe.frames - 1)
+        end = max(bisect_left(probe.times_sec, row.end_sec - half_sec), first + 1)
+        outside = {first: "0", end - 1: "0", end: "1"}
+        for frame in (frame for frame in outside if frame < probe.frames):
+            keys = {"frame": str(frame), "outside": outside[frame], "occluded": "0"}
+            xml.SubElement(track, "box", {**keys, "keyframe": "1", **size})
+    xml.indent(root)
+    write_atomically(path, xml.tostring(root, encoding="unicode") + "\n")

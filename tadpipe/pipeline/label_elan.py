@@ -51,7 +51,7 @@ def read_elan(path: Path, _times: VideoTimes, *, tier: str | None = None) -> Lab
     return labelled
 
 
-def write_elan(path: Path, labelled: LabelledVideos) -> None:
+def write_elan(path: Path, labelled: LabelledVideos, _times: VideoTimes) -> None:
     """One video's segments in a tier `actions`; ELAN's tiers hold no overlaps: more tiers then.
 
     Raises:

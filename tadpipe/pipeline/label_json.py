@@ -53,7 +53,7 @@ def _via_label(values: Node, attributes: Node) -> str | None:
     return None
 
 
-def write_via(path: Path, labelled: LabelledVideos) -> None:
+def write_via(path: Path, labelled: LabelledVideos, _times: VideoTimes) -> None:
     """A project that VIA 3 opens; videos are looked for beside it as NAME.mp4."""
     labels = sorted({entry.label for rows in labelled.entries.values() for entry in rows})
     numbers = {label: str(i) for i, label in enumerate(labels)}
@@ -126,7 +126,7 @@ def _label_studio_entries(item: Node, name: str, times: VideoTimes, place: str) 
             yield Entry(float(value["start"]), float(value["end"]), label, score)
 
 
-def write_label_studio(path: Path, labelled: LabelledVideos) -> None:
+def write_label_studio(path: Path, labelled: LabelledVideos, _times: VideoTimes) -> None:
     """Tasks with labels of a time axis in seconds, as predictions where they have scores."""
     tasks = []
     for name, rows in labelled.entries.items():
@@ -171,7 +171,7 @@ def read_fiftyone(path: Path, times: VideoTimes) -> LabelledVideos:
     return labelled
 
 
-def write_fiftyone(path: Path, labelled: LabelledVideos) -> None:
+def write_fiftyone(path: Path, labelled: LabelledVideos, _times: VideoTimes) -> None:
     """labels.json with timestamps in seconds; the videos belong into `data/` beside it."""
     labels = sorted({entry.label for rows in labelled.entries.values() for entry in rows})
     numbers = {label: i for i, label in enumerate(labels)}
@@ -189,7 +189,7 @@ def write_fiftyone(path: Path, labelled: LabelledVideos) -> None:
     _write(path, {"classes": labels, "labels": found})
 
 
-def write_ego4d(path: Path, labelled: LabelledVideos) -> None:
+def write_ego4d(path: Path, labelled: LabelledVideos, _times: VideoTimes) -> None:
     """A submission to Ego4D's Moment Queries challenge, detections and retrieval.
 
     Raises:

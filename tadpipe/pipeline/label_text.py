@@ -89,7 +89,7 @@ def seconds(text: str) -> float:
     return int(hours or 0) * 3600 + int(minutes) * 60 + float(rest.replace(",", "."))
 
 
-def write_csv(path: Path, labelled: LabelledVideos) -> None:
+def write_csv(path: Path, labelled: LabelledVideos, _times: VideoTimes) -> None:
     """One row per segment; columns for what is known."""
     scored = any(entry.score is not None for rows in labelled.entries.values() for entry in rows)
     more = [("score", scored), ("subset", labelled.subsets), ("duration", labelled.durations_sec)]
@@ -144,7 +144,7 @@ def read_subtitles(path: Path, _times: VideoTimes) -> LabelledVideos:
     return labelled
 
 
-def write_subtitles(path: Path, labelled: LabelledVideos) -> None:
+def write_subtitles(path: Path, labelled: LabelledVideos, _times: VideoTimes) -> None:
     """The cues of one video, by start; the suffix decides the format.
 
     Raises:

@@ -13,7 +13,7 @@ from tadpipe.config import write_atomically
 from tadpipe.datasets.annotation_files import annotation_text
 from tadpipe.errors import AnnotationError, ConfigError, Defect, VideoError
 from tadpipe.json_text import read_json
-from tadpipe.pipeline.label_cvat import read_cvat
+from tadpipe.pipeline.label_cvat import read_cvat, write_cvat
 from tadpipe.pipeline.label_elan import read_elan, write_elan
 from tadpipe.pipeline.label_entries import LabelledVideos, VideoTimes, read_ours
 from tadpipe.pipeline.label_json import (
@@ -28,7 +28,7 @@ from tadpipe.pipeline.label_json import (
 from tadpipe.pipeline.label_text import read_csv, read_subtitles, write_csv, write_subtitles
 
 Reader = Callable[[Path, VideoTimes], LabelledVideos]
-Writer = Callable[[Path, LabelledVideos], None]
+Writer = Callable[[Path, LabelledVideos, VideoTimes], None]
 
 READERS: Mapping[str, Reader] = {
     "csv": read_csv,
@@ -42,7 +42,12 @@ READERS: Mapping[str, Reader] = {
 BY_SUFFIX = {".csv": "csv", ".tsv": "csv", ".eaf": "elan", ".xml": "cvat"} | dict.fromkeys(
     (".srt", ".vtt"), "subtitles"
 )
-ONE_VIDEO = {"elan": ".eaf", "srt": ".srt", "vtt": ".vtt"}  # format -> suffix, a file per video
+ONE_VIDEO = {
+    "cvat": ".xml",
+    "elan": ".eaf",
+    "srt": ".srt",
+    "vtt": ".vtt",
+}  # format -> suffix, a file per video
 TRAINING = "training"
 
 
@@ -136,7 +141,12 @@ def import_labels(
 
 
 def export_labels(
-    source: str | Path, out: str | Path, target: str, *, dry_run: bool = False
+    source: str | Path,
+    out: str | Path,
+    target: str,
+    *,
+    videos: Sequence[str | Path] = (),
+    dry_run: bool = False,
 ) -> LabelReport:
     """Write annotations or detections as another program reads them.
 
@@ -144,10 +154,12 @@ def export_labels(
         source: ActivityNet-style annotations or detections.
         out: a file; a folder for formats with a file per video.
         target: a name of `TARGETS`.
+        videos: files and folders, for formats that count frames (CVAT).
     Raises:
         AnnotationError: the source has defects, or lacks the scores that the format wants.
     """
     labelled = read_ours(Path(source))
+    times = VideoTimes([Path(video) for video in videos])
     parts = {Path(out): labelled}
     suffix = ONE_VIDEO.get(target)
     if suffix is not None and Path(out).suffix.lower() != suffix:
@@ -157,13 +169,13 @@ def export_labels(
         }
     for path, part in parts.items() if not dry_run else ():
         path.parent.mkdir(parents=True, exist_ok=True)
-        TARGETS[target](path, part)
+        TARGETS[target](path, part, times)
     labels = {entry.label for rows in labelled.entries.values() for entry in rows}
     files = () if dry_run else tuple(map(str, parts))
     return LabelReport(files, len(labelled.entries), labelled.count, tuple(sorted(labels)))
 
 
-def _write_activitynet(path: Path, labelled: LabelledVideos) -> None:
+def _write_activitynet(path: Path, labelled: LabelledVideos, _times: VideoTimes) -> None:
     """A submission to ActivityNet's detection challenge."""
     for name, rows in labelled.entries.items():
         if any(row.score is None for row in rows):
@@ -183,6 +195,7 @@ def _write_activitynet(path: Path, labelled: LabelledVideos) -> None:
 
 TARGETS: Mapping[str, Writer] = {
     "csv": write_csv,
+    "cvat": write_cvat,
     "elan": write_elan,
     "via": write_via,
     "label-studio": write_label_studio,

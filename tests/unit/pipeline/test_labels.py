@@ -174,6 +174,31 @@ def test_frames_become_seconds_by_the_time_stamps_of_the_video(tmp_path: Path) -
     assert load_annotations(tmp_path / "imported.json").videos["a"].duration_sec == 3.0
 
 
+def test_tracks_written_for_cvat_are_read_again(ours: Path, tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    films.mkdir()
+    for name, frames in zip(TRUTH, (40, 41), strict=True):
+        make_video(films / f"{name}.mp4", frames=frames, fps=8)
+    export_labels(ours, tmp_path / "xml", "cvat", videos=[films])
+    files = sorted((tmp_path / "xml").iterdir())
+    assert imported(tmp_path, *files, videos=[films]) == TRUTH  # their times are whole frames
+
+
+def test_segment_up_to_the_last_frame_is_a_track_that_is_never_outside(tmp_path: Path) -> None:
+    film = make_video(tmp_path / "a.mp4", frames=12, fps=4)
+    entry = {"segment": [2.5, 3.0], "label": "run"}
+    database = {"a": {"subset": "test", "annotations": [entry]}}
+    (tmp_path / "labels.json").write_text(json.dumps({"database": database}))
+    export_labels(tmp_path / "labels.json", tmp_path / "a.xml", "cvat", videos=[film])
+    assert 'outside="1"' not in (tmp_path / "a.xml").read_text()
+    assert imported(tmp_path, tmp_path / "a.xml", fps=4) == {"a": [(2.5, 3.0, "run")]}
+
+
+def test_cvat_needs_the_video(ours: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Give --videos FOLDER"):
+        export_labels(ours, tmp_path / "xml", "cvat")
+
+
 def test_frames_without_video_or_rate_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.xml").write_text(CVAT)
     with pytest.raises(ConfigError, match="Give --videos FOLDER"):
