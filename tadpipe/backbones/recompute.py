@@ -43,7 +43,8 @@ class _Segment(torch.autograd.Function):
         ctx.steps = (mix, body, rows)
         ctx.autocast = _autocast(x.device.type)
         ctx.random = _random_state(x.device)
-        ctx.save_for_backward(x, *trained)
+        ctx.trained = trained  # parameters: no activations, hence not for saved-tensor hooks
+        ctx.save_for_backward(x)
         mixed = x if mix is None else mix(x)
         return torch.cat([body(part) for part in mixed.split(rows)])
 
@@ -51,7 +52,7 @@ class _Segment(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         mix, body, rows = ctx.steps
-        x, *trained = ctx.saved_tensors
+        (x,), trained = ctx.saved_tensors, ctx.trained
         found: list[Tensor | None] = [None] * len(trained)
 
         def add(gradients: Sequence[Tensor | None]) -> None:

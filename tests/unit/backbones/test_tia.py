@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -159,6 +160,29 @@ def test_recomputing_gives_the_same_gradient(
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         assert torch.allclose(found[1][name], gradient, rtol=1e-9, atol=1e-10), name
+
+
+@pytest.mark.parametrize("tune", ["adapter", "full"])
+def test_what_recomputing_stores_may_wait_in_other_memory(tune: Any) -> None:
+    found, moved = [], []
+
+    def pack(tensor: Tensor) -> Tensor:
+        moved.append(tensor.untyped_storage().data_ptr())
+        return tensor.clone()
+
+    offload = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    for keeping in (nullcontext(), offload):
+        model = with_adapters(AdapterConfig(checkpoint=True)).double()
+        set_tuning(model, tune, representation="frame")
+        with keeping:
+            maps = model.feature_map(clips().double(), 3)
+        maps.square().sum().backward()
+        found.append(gradients(model))
+    assert moved
+    assert not {p.untyped_storage().data_ptr() for p in model.parameters()} & set(moved)
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert torch.equal(found[1][name], gradient), name
 
 
 def test_recomputing_repeats_the_drawn_drop_path_and_leaves_the_generator_alone() -> None:
