@@ -17,7 +17,6 @@ class FeatureRecipe:
     """One released set of features."""
 
     title: str  # whose, as printed
-    convention: str  # the release in `conventions.py`
     backbone: str
     stride: int  # frames between snippets
     clip_len: int = 16
@@ -36,62 +35,70 @@ class FeatureRecipe:
 
 FEATURE_RECIPES = {
     "thumos14-videomaev2-g": FeatureRecipe(
-        "THUMOS14, VideoMAE v2", "thumos14-videomaev2-g", "videomae-g", 4, pixels="videomaev2-tad"
+        "THUMOS14, VideoMAE v2", "videomae-g", 4, pixels="videomaev2-tad"
     ),
     "thumos14-videomaev2-g-opentad": FeatureRecipe(
-        "THUMOS14, VideoMAE v2 as OpenTAD extracts it", "thumos14-videomaev2-g-opentad",
-        "videomae-g", 4, anchor="cell", pixels="mmaction",
+        "THUMOS14, VideoMAE v2 as OpenTAD extracts it",
+        "videomae-g",
+        4,
+        anchor="cell",
+        pixels="mmaction",
     ),
-    "thumos14-i3d-rgb": FeatureRecipe(
-        "THUMOS14, I3D on colours", "thumos14-i3d", "i3d-rgb", 4, pixels="i3d"
-    ),
-    "thumos14-i3d-flow": FeatureRecipe(
-        "THUMOS14, I3D on flow", "thumos14-i3d", "i3d-flow", 4, pixels="i3d-flow"
-    ),
-    "thumos14-slowfast-r101": FeatureRecipe(
-        "THUMOS14, SlowFast", "thumos14-slowfast-r101", "slowfast-r101", 4, clip_len=32
-    ),
-    "multithumos-i3d-rgb": FeatureRecipe(
-        "MultiTHUMOS, I3D on colours", "multithumos-i3d", "i3d-rgb", 4, pixels="i3d"
-    ),
+    "thumos14-i3d-rgb": FeatureRecipe("THUMOS14, I3D on colours", "i3d-rgb", 4, pixels="i3d"),
+    "thumos14-i3d-flow": FeatureRecipe("THUMOS14, I3D on flow", "i3d-flow", 4, pixels="i3d-flow"),
+    "thumos14-slowfast-r101": FeatureRecipe("THUMOS14, SlowFast", "slowfast-r101", 4, clip_len=32),
+    "multithumos-i3d-rgb": FeatureRecipe("MultiTHUMOS, I3D on colours", "i3d-rgb", 4, pixels="i3d"),
     "multithumos-i3d-flow": FeatureRecipe(
-        "MultiTHUMOS, I3D on flow", "multithumos-i3d", "i3d-flow", 4, pixels="i3d-flow"
+        "MultiTHUMOS, I3D on flow", "i3d-flow", 4, pixels="i3d-flow"
     ),
     "activitynet-tsp": FeatureRecipe(
-        "ActivityNet-1.3, TSP", "activitynet-tsp", "r2plus1d-34", 16, fps=15.0, pixels="tsp"
+        "ActivityNet-1.3, TSP", "r2plus1d-34", 16, fps=15.0, pixels="tsp"
     ),
     "activitynet-i3d-rgb": FeatureRecipe(
-        "ActivityNet-1.3, I3D on colours", "activitynet-i3d", "i3d-rgb", 16, fps=25.0, pixels="i3d"
+        "ActivityNet-1.3, I3D on colours", "i3d-rgb", 16, fps=25.0, pixels="i3d"
     ),
     "activitynet-i3d-flow": FeatureRecipe(
-        "ActivityNet-1.3, I3D on flow", "activitynet-i3d", "i3d-flow", 16, fps=25.0,
+        "ActivityNet-1.3, I3D on flow",
+        "i3d-flow",
+        16,
+        fps=25.0,
         pixels="i3d-flow",
     ),
     "hacs-slowfast": FeatureRecipe(
-        "HACS Segments, SlowFast", "hacs-slowfast", "slowfast-r101", 8, clip_len=32, fps=15.0
+        "HACS Segments, SlowFast", "slowfast-r101", 8, clip_len=32, fps=15.0
     ),
-    "hacs-videomaev2": FeatureRecipe(
-        "HACS Segments, VideoMAE v2", "hacs-videomaev2", "videomae-g", 8
-    ),
-    "fineaction-videomae-h": FeatureRecipe(
-        "FineAction, VideoMAE", "fineaction-videomae-h", "videomae-h", 16
-    ),
+    "hacs-videomaev2": FeatureRecipe("HACS Segments, VideoMAE v2", "videomae-g", 8),
+    "fineaction-videomae-h": FeatureRecipe("FineAction, VideoMAE", "videomae-h", 16),
     "fineaction-videomaev2-g": FeatureRecipe(
-        "FineAction, VideoMAE v2", "fineaction-videomaev2-g", "videomae-g", 16,
+        "FineAction, VideoMAE v2",
+        "videomae-g",
+        16,
         pixels="videomaev2-tad",
     ),
     "charades-videomae-l": FeatureRecipe(
-        "Charades, VideoMAE", "charades-videomae-l", "videomae-l", 4, anchor="cell", fps=30.0,
+        "Charades, VideoMAE",
+        "videomae-l",
+        4,
+        anchor="cell",
+        fps=30.0,
         pixels="mmaction",
     ),
     # the weights were trained on pictures as OpenCV reads them
     "epic-slowfast": FeatureRecipe(
-        "EPIC-Kitchens-100, SlowFast", "epic-slowfast", "slowfast-r50", 16, clip_len=32, fps=30.0,
+        "EPIC-Kitchens-100, SlowFast",
+        "slowfast-r50",
+        16,
+        clip_len=32,
+        fps=30.0,
         pixels="epic-slowfast",
     ),
     # the release has one row more where frames are left: a clip that ends with the video
     "ego4d-slowfast": FeatureRecipe(
-        "Ego4D Moment Queries, SlowFast", "ego4d-slowfast", "slowfast-r101", 16, clip_len=32,
-        fps=30.0, pixels="pyslowfast",
+        "Ego4D Moment Queries, SlowFast",
+        "slowfast-r101",
+        16,
+        clip_len=32,
+        fps=30.0,
+        pixels="pyslowfast",
     ),
-}  # fmt: skip
+}

@@ -31,7 +31,7 @@ TSP = Choices("r2plus1d-34", 16, 16, 1, "start", 15.0, PIXEL_RECIPES["tsp"])
 @pytest.mark.parametrize("name", FEATURE_RECIPES)
 def test_recipe_makes_what_the_convention_describes(name: str) -> None:
     recipe = FEATURE_RECIPES[name]
-    convention = CONVENTIONS[recipe.convention]
+    convention = CONVENTIONS[name.removesuffix("-rgb").removesuffix("-flow")]
     plan = SnippetPlan(recipe.anchor, recipe.clip_len, recipe.frame_interval, recipe.stride)
     assert (plan.stride, plan.span_frames) == (convention.stride, convention.clip_len)
     assert plan.offset_frames == convention.offset
