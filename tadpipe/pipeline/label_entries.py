@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from tadpipe.annotations import load_annotations, load_detections
 from tadpipe.errors import ConfigError
@@ -47,6 +47,8 @@ class LabelledVideos:
 class VideoTimes:
     """Seconds of frame numbers: by the files' own time stamps, else by one stated rate.
 
+    A context manager, which ends the process that reads the files.
+
     Args:
         sources: video files and folders; each is read once, when it is asked for.
         fps: of videos without a file.
@@ -56,6 +58,13 @@ class VideoTimes:
         self._files = {file.name: file.path for file in find_videos(sources)} if sources else {}
         self._fps = fps
         self._probes: dict[str, VideoProbe] = {}
+        self._process = DecodeProcess()  # starts with the first video
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._process.close()
 
     def probe(self, name: str) -> VideoProbe | None:
         """What a video's file holds; None without a file.
@@ -64,8 +73,7 @@ class VideoTimes:
             VideoError: the file cannot be read.
         """
         if name in self._files and name not in self._probes:
-            with DecodeProcess() as process:
-                self._probes[name] = process.probe(self._files[name])
+            self._probes[name] = self._process.probe(self._files[name])
         return self._probes.get(name)
 
     def frame_sec(self, name: str, frame: float, place: str) -> float:

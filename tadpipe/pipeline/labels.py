@@ -106,29 +106,15 @@ def import_labels(
         AnnotationError: a file cannot be read as its format.
         ConfigError: unknown format, or frames without a rate.
     """
-    times = VideoTimes([Path(video) for video in videos], fps)
     merged = LabelledVideos()
-    for source in map(Path, sources):
-        name = source_format or _guess(source)
-        read = READERS[name] if name != "elan" else partial(read_elan, tier=tier)
-        if tier is not None and name != "elan":
-            raise ConfigError("Only ELAN's files have tiers.", f"{source}: {name}")
-        try:
-            labelled = read(source, times)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            if isinstance(error, (AnnotationError, ConfigError, VideoError)):
-                raise
-            text = f"{type(error).__name__}: {error}"
-            raise AnnotationError(
-                f"The file does not hold labels as {name} has them.",
-                [Defect(str(source), "", text)],
-                "Export it again, or name its format with --from.",
-            ) from None
-        for video, rows in labelled.entries.items():
-            merged.entries.setdefault(video, []).extend(rows)
-        merged.subsets |= labelled.subsets
-        merged.durations_sec |= labelled.durations_sec
-    found = _annotations(merged, times, subset)
+    with VideoTimes([Path(video) for video in videos], fps) as times:
+        for source in map(Path, sources):
+            labelled = _read(source, source_format or _guess(source), tier, times)
+            for video, rows in labelled.entries.items():
+                merged.entries.setdefault(video, []).extend(rows)
+            merged.subsets |= labelled.subsets
+            merged.durations_sec |= labelled.durations_sec
+        found = _annotations(merged, times, subset)
     if not dry_run:
         write_atomically(Path(out), annotation_text(found))
     return LabelReport(
@@ -138,6 +124,22 @@ def import_labels(
         found.labels,
         tuple(name for name, video in found.videos.items() if video.duration_sec is None),
     )
+
+
+def _read(path: Path, name: str, tier: str | None, times: VideoTimes) -> LabelledVideos:
+    read = READERS[name] if name != "elan" else partial(read_elan, tier=tier)
+    if tier is not None and name != "elan":
+        raise ConfigError("Only ELAN's files have tiers.", f"{path}: {name}")
+    try:
+        return read(path, times)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, (AnnotationError, ConfigError, VideoError)):
+            raise
+        raise AnnotationError(
+            f"The file does not hold labels as {name} has them.",
+            [Defect(str(path), "", f"{type(error).__name__}: {error}")],
+            "Export it again, or name its format with --from.",
+        ) from None
 
 
 def export_labels(
@@ -159,7 +161,6 @@ def export_labels(
         AnnotationError: the source has defects, or lacks the scores that the format wants.
     """
     labelled = read_ours(Path(source))
-    times = VideoTimes([Path(video) for video in videos])
     parts = {Path(out): labelled}
     suffix = ONE_VIDEO.get(target)
     if suffix is not None and Path(out).suffix.lower() != suffix:
@@ -167,9 +168,10 @@ def export_labels(
             _inside(Path(out), name + suffix): LabelledVideos({name: rows})
             for name, rows in labelled.entries.items()
         }
-    for path, part in parts.items() if not dry_run else ():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        TARGETS[target](path, part, times)
+    with VideoTimes([Path(video) for video in videos]) as times:
+        for path, part in parts.items() if not dry_run else ():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            TARGETS[target](path, part, times)
     labels = {entry.label for rows in labelled.entries.values() for entry in rows}
     files = () if dry_run else tuple(map(str, parts))
     return LabelReport(files, len(labelled.entries), labelled.count, tuple(sorted(labels)))
