@@ -103,7 +103,8 @@ def _sensitivity(name: str, curves: SensitivityCurves) -> Chart:
             "y": quantity("value", "sensitivity", zero=True),
             "color": {"field": "task", "type": "nominal", "title": None,
                       "scale": {"range": ["#0072B2", "#E69F00"]}, "legend": {"orient": "top"}},
-            "strokeDash": {"field": "task", "type": "nominal", "legend": None},
+            "strokeDash": {"field": "task", "type": "nominal", "title": None,
+                           "legend": {"orient": "top"}},
             "tooltip": tips(label="class", task="sub-task", position="place", value="sensitivity"),
         },
         params=[{

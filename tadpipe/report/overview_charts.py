@@ -22,7 +22,7 @@ from tadpipe.report.chart import (
 from tadpipe.report.systems import Spread, System, percent
 
 SECTION = "Scores"
-BAR = 11  # pixels of a bar in the chart of classes
+BAR = 11  # pixels of a bar in the chart of classes, with 6 between classes
 
 
 def overview_charts(systems: Sequence[System]) -> Iterator[Chart]:
@@ -177,8 +177,7 @@ def _classes(systems: Sequence[System]) -> Chart:
         },
     ]  # fmt: skip
     spec = layered(rows, layers)
-    spec["height"] = {"step": BAR * len(systems) + 6}
-    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    spec["height"] = max(len(labels) * (BAR * len(systems) + 6), 60)
     return Chart(SECTION, "Classes", "Best class first, mean of all runs.", spec, is_wide=True)
 
 
