@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -81,11 +82,18 @@ def first(*values: T | None) -> T | None:
 
 def emit(as_json: bool, mapping: dict[str, Any], text: str) -> None:
     """Show a result: the mapping as JSON, or the text."""
+    if not _speaks():
+        return
     if as_json:
         click.echo(json.dumps(_plain(mapping), ensure_ascii=True, indent=1, allow_nan=False))
     elif text:
         encoding = sys.stdout.encoding or "utf-8"  # a terminal that cannot show a name escapes it
         click.echo(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _speaks() -> bool:
+    """Whether this process shows anything: of those that torchrun started, the first one."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
 
 
 def _plain(value: Any) -> Any:
@@ -129,4 +137,4 @@ class TqdmProgress:
 
 def terminal_progress(as_json: bool) -> Progress:
     """Progress for a person; silent when a program reads the output."""
-    return Silent() if as_json else TqdmProgress()
+    return Silent() if as_json or not _speaks() else TqdmProgress()

@@ -20,6 +20,7 @@ from tadpipe.datasets.windows import TrainingWindows, stack_padded
 from tadpipe.errors import ConfigError
 
 Made = TypeVar("Made")
+WHOLE = slice(None)
 
 
 class Batch(NamedTuple):
@@ -33,10 +34,20 @@ class Batch(NamedTuple):
 
 
 class WindowLoader:
-    """Shuffled batches without end; the last incomplete batch of a pass is dropped."""
+    """Shuffled batches without end; the last incomplete batch of a pass is dropped.
+
+    Args:
+        part: which windows of each batch are made, where several processes share it.
+    """
 
     def __init__(
-        self, windows: TrainingWindows, batch_size: int, *, seed: int, read_ahead: int = 4
+        self,
+        windows: TrainingWindows,
+        batch_size: int,
+        *,
+        seed: int,
+        read_ahead: int = 4,
+        part: slice = WHOLE,
     ) -> None:
         if len(windows) < batch_size:
             raise ConfigError(
@@ -48,6 +59,7 @@ class WindowLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.read_ahead = read_ahead
+        self.part = part
 
     @property
     def steps_per_pass(self) -> int:
@@ -60,7 +72,8 @@ class WindowLoader:
         order = shuffled(self.seed, turn, len(self.windows))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
         items = [
-            self.windows.item(i, UniformDraw(generator_of(self.seed, turn, i))) for i in chosen
+            self.windows.item(i, UniformDraw(generator_of(self.seed, turn, i)))
+            for i in chosen[self.part]
         ]
         feats, mask = stack_padded([item.feats for item in items], self.windows.window_len)
         return Batch(

@@ -22,11 +22,10 @@ from tadpipe.backbones.loading import load_backbone, save_backbone
 from tadpipe.backbones.tia import Adaptable
 from tadpipe.backbones.tuning import trainable_groups
 from tadpipe.config import to_mapping
-from tadpipe.datasets.sources import FeatureSequence
-from tadpipe.errors import ConfigError, VideoError
+from tadpipe.errors import ConfigError
 from tadpipe.pipeline.clip_batches import batch_of
-from tadpipe.pipeline.detect import detect_on_features
 from tadpipe.pipeline.device import resolve_device
+from tadpipe.pipeline.e2e_detect import detect_on_videos
 from tadpipe.pipeline.e2e_plan import (
     E2EOptions,
     PixelPlan,
@@ -58,6 +57,7 @@ from tadpipe.pipeline.train_plan import TrainPlan, make_plan
 from tadpipe.pipeline.video_features import VideoTable
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.training.checkpoint import save_weights
+from tadpipe.training.distributed import ALONE, Ranks, join, own_device
 from tadpipe.training.e2e import E2ELearner, PixelBatch
 from tadpipe.training.loop import Trainer, train
 from tadpipe.video.process import DecodeProcess
@@ -118,7 +118,7 @@ def train_e2e(
         TadpipeError: too many videos cannot be used, or the loss is not finite any more.
     """
     started = time.monotonic()
-    device = resolve_device(device)
+    device = own_device(resolve_device(device))
     options = E2EOptions(adapter, tune, egs, egs_strategy, unsampled, representation)
     name = choose_preset(detector, preset)
     loaded = pixel_preset(load_preset(name, [*options.as_sets(), *sets], detector))
@@ -158,15 +158,18 @@ def train_e2e(
                 pixels.spec.adapter_sha256 or pixels.spec.weights_sha256,
                 KnownWeights(backbone_weights(weights) or weights, seed),
             )
-        run.write_start()
-        trainer = run.train(learner, loader, resume)
-        evaluation = run.finish(trainer, loader.failed)
+        ranks = join(device)
+        with ranks.folder(folder) as own:
+            run.start(ranks, own, loader)
+            trainer = run.train(learner, loader, resume)
+            evaluation = run.finish(trainer, loader.failed)
+            failed = ranks.merged(dict.fromkeys((*loader.failed.since, *loader.failed.tested)))
     return replace(
         result,
         dry_run=False,
-        failed=(*loader.failed.since, *loader.failed.tested),
+        failed=tuple(failed),
         seconds=time.monotonic() - started,
-        losses=last_epoch(folder, result.steps // result.epochs),
+        losses=last_epoch(folder, result.steps // result.epochs) if ranks.is_first else {},
         evaluation=evaluation,
     )
 
@@ -187,8 +190,10 @@ class _Run:
         self.pixels = pixels
         self.table = table
         self.folder = folder
+        self.own = folder  # where this process writes
         self.device = device
         self.progress = progress
+        self.ranks = ALONE
 
     def config(self) -> dict[str, Any]:
         """What config.json holds."""
@@ -272,12 +277,22 @@ class _Run:
             dry_run=True,
         )
 
-    def write_start(self) -> None:
-        """What the run is, before its first step; the recipe is completed at the end."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / CONFIG_FILE, self.config())
-        write_json(self.folder / RECIPE_FILE, self.plan.recipe.to_mapping())
-        write_json(self.folder / ENVIRONMENT_FILE, environment(self.device, self.plan.seed))
+    def start(self, ranks: Ranks, own: Path, loader: PixelLoader) -> None:
+        """Take a share of every batch, and write what the run is before its first step."""
+        ranks.check_batch(loader.batch_size)
+        config = self.pixels.config
+        if ranks.count > 1 and config.unsampled == "store" and config.update_store_features:
+            raise ConfigError(
+                "Several processes cannot keep one feature bank up to date.",
+                f"{ranks.count} processes, unsampled = store",
+                "Use --set e2e.update_store_features=false, or --unsampled forward.",
+            )
+        loader.part = ranks.part
+        self.ranks, self.own = ranks, own
+        own.mkdir(parents=True, exist_ok=True)
+        write_json(own / CONFIG_FILE, self.config())
+        write_json(own / RECIPE_FILE, self.plan.recipe.to_mapping())  # completed at the end
+        write_json(own / ENVIRONMENT_FILE, environment(self.device, self.plan.seed))
 
     def train(self, learner: E2ELearner, loader: PixelLoader, resume: bool) -> Trainer[PixelBatch]:
         """The loop, with progress in steps and the report on the validation subset."""
@@ -307,6 +322,7 @@ class _Run:
             resume=resume,
             validate=validate if config.validate_every else None,
             on_step=on_step,
+            ranks=self.ranks,
         )
         self.progress.end()
         return trainer
@@ -325,15 +341,15 @@ class _Run:
             recipe = replace(
                 self.plan.recipe, features=(spec,), resized_pixels=self.pixels.grid.resize
             )
-            write_json(self.folder / RECIPE_FILE, recipe.to_mapping())
-            save_weights(self.folder / MODEL_FILE, state)
+            write_json(self.own / RECIPE_FILE, recipe.to_mapping())
+            save_weights(self.own / MODEL_FILE, state)
             test = self.plan.subsets.test
             if test is None:
                 return None
             found = self._detect(learner.detector, test, failed, self.progress)
-            save_detections(self.folder / DETECTIONS_FILE, found)
+            save_detections(self.own / DETECTIONS_FILE, found)
             evaluation = self._score(found, test)
-            evaluation.save(self.folder / EVALUATION_FILE)
+            evaluation.save(self.own / EVALUATION_FILE)
             return evaluation
 
     def _save_backbone(self) -> FeatureSpec:
@@ -341,40 +357,24 @@ class _Run:
         spec = self.pixels.spec
         if self.pixels.config.tune == "frozen":
             return spec
-        path = self.folder / BACKBONE_FILE
+        path = self.own / BACKBONE_FILE
         save_backbone(path, self.pixels.backbone)
         tuned = load_backbone(spec.backbone, path)
         adapters = tuned.adapter_sha256 if isinstance(tuned, Adaptable) else ""
-        remember_weights(adapters or tuned.weights_sha256, KnownWeights(path))
+        if self.ranks.is_first:
+            remember_weights(adapters or tuned.weights_sha256, KnownWeights(path))
         return replace(spec, weights_sha256=tuned.weights_sha256, adapter_sha256=adapters)
 
     def _detect(
         self, detector: nn.Module, subset: str, failed: FailedVideos, progress: Progress
     ) -> Detections:
-        """Detections of the subset; videos that cannot be read have none."""
-        videos = self.plan.coverage(subset).stored_as
-        model = self.pixels.backbone
-        assert isinstance(model, nn.Module)
-        modes = [(part, part.training) for part in (model, detector)]
-        for part, _ in modes:
-            part.eval()
-        progress.begin(f"detect on '{subset}'", len(videos), "video")
-        found: Detections = {}
-        for name, stored in videos.items():
-            try:
-                sequence = FeatureSequence([self.table.open(stored)])
-                duration_sec = self.plan.durations_sec({name: stored})[name]
-                found[name] = detect_on_features(
-                    detector, sequence, self.plan.recipe, duration_sec=duration_sec
-                )
-            except VideoError as error:
-                failed.note(self.table.files[stored], stored, error)
-                found[name] = []
-            progress.advance()
-        progress.end(f"detect on '{subset}': {len(videos)} videos")
-        for part, mode in modes:
-            part.train(mode)
-        return found
+        """Detections of the subset, each video in one process."""
+        share = dict(self.ranks.share(list(self.plan.coverage(subset).stored_as.items())))
+        label = f"detect on '{subset}'"
+        found = detect_on_videos(
+            detector, self.table, self.plan, share, failed, label=label, progress=progress
+        )
+        return self.ranks.merged(found)
 
     def _score(self, found: Detections, subset: str) -> Evaluation:
         """mAP on a subset, by the data set's thresholds and protocol."""

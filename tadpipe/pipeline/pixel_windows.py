@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 
 from tadpipe.annotations import Video
 from tadpipe.backbones.augment import Augmentation, AugmentConfig, draw_augmentation
-from tadpipe.datasets.loader import UniformDraw, generator_of, read_ahead, shuffled
+from tadpipe.datasets.loader import WHOLE, UniformDraw, generator_of, read_ahead, shuffled
 from tadpipe.datasets.windows import WindowConfig, choose_window, on_grid
 from tadpipe.errors import ConfigError, TadpipeError, VideoError, VideoReason
 from tadpipe.pipeline.frame_cache import FrameCache
@@ -195,7 +195,11 @@ class FailedVideos:
 
 
 class PixelLoader:
-    """Shuffled batches of windows without end; the last incomplete batch of a pass is dropped."""
+    """Shuffled batches of windows without end; the last incomplete batch of a pass is dropped.
+
+    Args:
+        part: which windows of each batch are made, where several processes share it.
+    """
 
     def __init__(
         self,
@@ -205,6 +209,7 @@ class PixelLoader:
         seed: int,
         failed: FailedVideos,
         ahead: int = 2,
+        part: slice = WHOLE,
     ) -> None:
         if len(windows) < batch_size:
             raise ConfigError(
@@ -217,6 +222,7 @@ class PixelLoader:
         self.seed = seed
         self.failed = failed
         self.ahead = ahead
+        self.part = part
         self._one_at_a_time = threading.Lock()  # the decoder serves one thread
 
     @property
@@ -232,11 +238,12 @@ class PixelLoader:
         """
         turn, position = divmod(step, self.steps_per_pass)
         order = shuffled(self.seed, turn, len(self.windows))
-        first = position * self.batch_size
+        first, last = position * self.batch_size, (position + 1) * self.batch_size
+        own = order[first:last][self.part]
         # Behind the batch's own videos come those that stand in for unusable ones.
-        line = iter([*order[first:], *order[:first]])
+        line = iter([*own, *[*order[last:], *order[:first]][self.part]])
         with self._one_at_a_time:
-            windows = [self._next_usable(line, turn, step) for _ in range(self.batch_size)]
+            windows = [self._next_usable(line, turn, step) for _ in own]
         return PixelBatch(windows)
 
     def batches(self, first: int, last: int) -> Iterator[PixelBatch]:

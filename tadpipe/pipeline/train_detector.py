@@ -46,6 +46,7 @@ from tadpipe.pipeline.run_folder import (
 from tadpipe.pipeline.subsets import Subsets
 from tadpipe.pipeline.train_plan import TrainPlan, make_plan
 from tadpipe.training.checkpoint import save_weights
+from tadpipe.training.distributed import Ranks, join, own_device
 from tadpipe.training.loop import DetectorLearner, Trainer, train
 from tadpipe.training.metrics import read_metrics
 
@@ -154,7 +155,7 @@ def train_detector(
         ConfigError, AnnotationError, StoreError, CheckpointError: before anything is written.
     """
     started = time.monotonic()
-    device = resolve_device(device)
+    device = own_device(resolve_device(device))
     paths = [features] if isinstance(features, (str, Path)) else list(features)
     tables = open_tables([Path(path) for path in paths], backbone=backbone, stride=stride)
     preset_name = choose_preset(detector, preset)
@@ -186,22 +187,26 @@ def train_detector(
     result = _describe(plan, folder, model, loader)
     if dry_run:
         return result
-    _write_start(folder, plan, device)
-    trainer = _train(model, loader, plan, folder, device, resume, progress)
-    save_weights(folder / MODEL_FILE, trainer.ema.state)
-    save_weights(folder / PLAIN_FILE, model.state_dict())
-    evaluation = None
-    if plan.subsets.test is not None:
-        with trainer.ema.applied_to(model):
-            found = plan.labelled(_detect(model, plan, plan.subsets.test, progress))
-        save_detections(folder / DETECTIONS_FILE, found)
-        evaluation = _score(found, plan, plan.subsets.test)
-        evaluation.save(folder / EVALUATION_FILE)
+    ranks = join(device)
+    with ranks.folder(folder) as own:
+        ranks.check_batch(loader.batch_size)
+        loader.part = ranks.part
+        _write_start(own, plan, device)
+        trainer = _train(model, loader, plan, folder, device, resume, progress, ranks)
+        save_weights(own / MODEL_FILE, trainer.ema.state)
+        save_weights(own / PLAIN_FILE, model.state_dict())
+        evaluation = None
+        if plan.subsets.test is not None:
+            with trainer.ema.applied_to(model):
+                found = plan.labelled(_detect(model, plan, plan.subsets.test, progress, ranks))
+            save_detections(own / DETECTIONS_FILE, found)
+            evaluation = _score(found, plan, plan.subsets.test)
+            evaluation.save(own / EVALUATION_FILE)
     return replace(
         result,
         dry_run=False,
         seconds=time.monotonic() - started,
-        losses=last_epoch(folder, result.steps // result.epochs),
+        losses=last_epoch(folder, result.steps // result.epochs) if ranks.is_first else {},
         evaluation=evaluation,
     )
 
@@ -257,6 +262,7 @@ def _train(
     device: str,
     resume: bool,
     progress: Progress,
+    ranks: Ranks,
 ) -> Trainer[Batch]:
     """The loop, with progress in steps and the report on the validation subset."""
     config = plan.preset.training
@@ -269,7 +275,7 @@ def _train(
 
     def validate(epoch: int) -> Mapping[str, float]:
         assert plan.subsets.validation is not None  # checked by the plan
-        found = plan.labelled(_detect(model, plan, plan.subsets.validation, SILENT))
+        found = plan.labelled(_detect(model, plan, plan.subsets.validation, SILENT, ranks))
         average = _score(found, plan, plan.subsets.validation).average_map
         logger.info("epoch %d: average mAP %.4f on '%s'", epoch, average, plan.subsets.validation)
         return {"epoch": epoch, "validation_map": average}
@@ -284,23 +290,27 @@ def _train(
         resume=resume,
         validate=validate if config.validate_every else None,
         on_step=on_step,
+        ranks=ranks,
     )
     progress.end()
     return trainer
 
 
-def _detect(model: nn.Module, plan: TrainPlan, subset: str, progress: Progress) -> Detections:
-    """Detections of the subset's videos that have features."""
+def _detect(
+    model: nn.Module, plan: TrainPlan, subset: str, progress: Progress, ranks: Ranks
+) -> Detections:
+    """Detections of the subset's videos that have features, each video in one process."""
     videos = plan.coverage(subset).stored_as
-    return detect_on_source(
+    found = detect_on_source(
         model,
         plan.source,
-        videos,
+        dict(ranks.share(list(videos.items()))),
         plan.recipe,
         durations_sec=plan.durations_sec(videos),
         label=f"detect on '{subset}'",
         progress=progress,
     )
+    return ranks.merged(found)
 
 
 def _score(found: Detections, plan: TrainPlan, subset: str) -> Evaluation:

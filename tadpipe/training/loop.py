@@ -34,6 +34,7 @@ from tadpipe.training.checkpoint import (
     restore_random_state,
     save_state,
 )
+from tadpipe.training.distributed import ALONE, Ranks
 from tadpipe.training.ema import ModelEma
 from tadpipe.training.metrics import MetricsLog
 from tadpipe.training.optim import (
@@ -190,12 +191,18 @@ class Trainer(Generic[AnyBatch]):
     """A learner with its optimiser and average; `step` is the next optimiser step."""
 
     def __init__(
-        self, learner: Learner[AnyBatch], config: TrainingConfig, *, steps_per_epoch: int
+        self,
+        learner: Learner[AnyBatch],
+        config: TrainingConfig,
+        *,
+        steps_per_epoch: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.learner = learner
         self.model = learner.model
         self.config = config
         self.steps_per_epoch = steps_per_epoch
+        self.ranks = ranks
         self.step = 0
         self.optimizer = learner.optimizer()
         self.ema = ModelEma(self.model, config.ema_decay, frozen=learner.frozen)
@@ -209,7 +216,8 @@ class Trainer(Generic[AnyBatch]):
         set_learning_rate(self.optimizer, rate)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self.learner.backward(batch, self.scaler.scale, self.step)
+        terms = self.learner.backward(batch, self.scaler.scale, self.ranks.draws(self.step))
+        self.ranks.average_gradients(self.model)
         total = torch.stack(list(terms.values())).sum()
         self.scaler.unscale_(self.optimizer)
         norm = _total_norm(self.model, self.config.clip_grad_norm)
@@ -217,8 +225,8 @@ class Trainer(Generic[AnyBatch]):
         self.scaler.update()
         self.ema.update(self.model)
         logged = {**terms, "loss": total, "grad_norm": norm}
-        numbers = torch.stack([value.detach().float() for value in logged.values()]).tolist()
-        values = dict(zip(logged, numbers, strict=True))
+        numbers = torch.stack([value.detach().float() for value in logged.values()])
+        values = dict(zip(logged, self.ranks.average(numbers).tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             raise TadpipeError(
                 "The loss is not finite any more.",
@@ -267,6 +275,7 @@ def train(
     resume: bool,
     validate: Validate | None = None,
     on_step: OnStep | None = None,
+    ranks: Ranks = ALONE,
 ) -> Trainer[AnyBatch]:
     """Train to the last epoch; the run folder gets metrics and `state.pt` on the way.
 
@@ -274,12 +283,13 @@ def train(
         resume: go on from `state.pt` if there is one.
         validate: called with the EMA weights in the model every `config.validate_every` epochs;
             what it returns is logged and nothing is chosen by it.
+        ranks: of several processes the first one writes; `loader` gives each its share.
     Raises:
         CheckpointError: `state.pt` belongs to another seed or model.
         KeyboardInterrupt: Ctrl-C; the state was saved after the step under way.
     """
     steps_per_epoch = config.steps_per_epoch(loader.steps_per_pass)
-    trainer = Trainer(learner, config, steps_per_epoch=steps_per_epoch)
+    trainer = Trainer(learner, config, steps_per_epoch=steps_per_epoch, ranks=ranks)
     state_path = folder / STATE_FILE
     if resume and state_path.exists():
         state = load_state(state_path)
@@ -292,11 +302,17 @@ def train(
         trainer.restore(state, str(state_path))
         logger.info("resuming %s after step %d", folder, trainer.step)
     last = config.epochs_to_run * steps_per_epoch
-    log = MetricsLog(folder, first_step=trainer.step, tensorboard=config.tensorboard)
     saved = _SaveClock()
-    with log, _deferred_interrupt() as interrupted:
+    board = config.tensorboard and ranks.is_first
+    with (
+        ranks.folder(folder) as own,
+        MetricsLog(own, first_step=trainer.step, tensorboard=board) as log,
+        _deferred_interrupt() as asked,
+    ):
         for batch in loader.batches(trainer.step, last):
+            ranks.seed_step(loader.seed, trainer.step)
             values = trainer.train_step(batch)
+            interrupted = ranks.any(bool(asked))
             log.write(trainer.step - 1, values)
             if on_step is not None:
                 on_step(trainer.step - 1, values["loss"])
@@ -305,7 +321,7 @@ def train(
                     figures = validate(trainer.step // steps_per_epoch)
                 log.write(trainer.step - 1, figures)
             due = trainer.step % config.checkpoint_every == 0 or saved.is_long_ago()
-            if due or trainer.step == last or interrupted:
+            if ranks.is_first and (due or trainer.step == last or interrupted):
                 with saved.now():
                     log.sync()  # before the state that counts on these lines
                     save_state(state_path, trainer.state(loader.seed))

@@ -8,6 +8,7 @@ Shapes: P positives; offsets [P, 2] are distances to start and end, >= 0.
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -81,9 +82,19 @@ class LossNormalizer:
         self.momentum = momentum
 
     def update(self, num_positives: int) -> float:
-        """Take in one training batch and return the divisor for it."""
+        """Take in one training batch and return the divisor for it.
+
+        Of a batch that several processes share, all positives count, and each process divides by
+        its part of them.
+        """
+        processes = 1
+        if dist.is_available() and dist.is_initialized():
+            processes, place = dist.get_world_size(), dist.get_backend()
+            counted = torch.tensor(num_positives, device="cuda" if place == "nccl" else "cpu")
+            dist.all_reduce(counted)
+            num_positives = int(counted)
         self.value = self.momentum * self.value + (1 - self.momentum) * max(num_positives, 1)
-        return self.value
+        return self.value / processes
 
     def state(self) -> dict[str, float]:
         """What `load` takes back: a detector's loss state."""
