@@ -20,8 +20,9 @@ from tadpipe.cli.options import (
 NEXT = """\
 To go on, in this folder ({command} needs no further options there):
   cd {folder}
-  {command} detect {video} --model runs/{detector} --out found.srt
-  {command} evaluate runs/{detector} --per-class
+  {command} detect {video} --model runs/e2e --out found.srt
+  {command} evaluate runs/e2e --errors
+  {command} compare --detectors {detectors} --seeds 2
 With your own videos and an ActivityNet-style JSON, in a new folder:
   {command} init --videos VIDEOS --annotations LABELS.json --backbone videomae-b
   {command} extract
@@ -33,7 +34,8 @@ Would make in {folder}:
   {videos} videos, {minutes:g} minutes ({videos_there} are there)
   a backbone, pretrained for {pretraining_steps} steps (there: {backbone_there})
   a feature store of all videos (there: {store_there})
-  a run of each detector: {detectors} (begun: {runs_there})
+  a run of each detector ({detectors}) on frozen and on tuned features, a run end to end and its
+  control (begun: {runs_there})
   the scores of the held-out videos and a picture of them"""
 
 
@@ -70,7 +72,7 @@ def demo(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Make videos, pretrain a small backbone, extract, train, detect and score; draw a timeline.
+    """Make videos, pretrain a small backbone, extract, train, tune end to end, detect and score.
 
     Example: tadpipe demo --out demo
     """
@@ -100,7 +102,7 @@ def demo(
     after = NEXT.format(
         command=_command(),
         folder=out,
-        detector=names[0],
+        detectors="actionformer,tridet",
         video=f"videos/{report.example.name}.mp4",
     )
     emit(as_json, report.to_mapping(), f"{text}\n\n{after}")

@@ -1,8 +1,10 @@
 """The whole pipeline on data made on the spot: what `tadpipe demo` does.
 
-Order: videos -> backbone (pretrained on clips of the training videos) -> features -> detectors
--> detections of the held-out videos -> scores, beside two baselines -> pictures. Every stage but
-the second is the public function of the same name; repeating a stage reuses what is finished.
+Order: videos -> backbone (briefly pretrained on clips of the training videos) -> its features ->
+detectors on them -> backbone and detector tuned end to end, and a control whose backbone stays
+frozen -> features of the tuned backbone -> detectors on them -> scores of the held-out videos,
+beside two baselines -> picture. Every stage but the second is the public function of the same
+name; repeating a stage reuses what is finished.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,10 +37,12 @@ from tadpipe.pipeline.demo_videos import (
 )
 from tadpipe.pipeline.detect_videos import detect
 from tadpipe.pipeline.device import resolve_device
-from tadpipe.pipeline.evaluate import evaluate
+from tadpipe.pipeline.e2e import train_e2e
+from tadpipe.pipeline.evaluate import Evaluation, evaluate
 from tadpipe.pipeline.extract import extract
 from tadpipe.pipeline.presets import load_preset
 from tadpipe.pipeline.progress import SILENT, Progress
+from tadpipe.pipeline.run_folder import FEATURES_DIR
 from tadpipe.pipeline.train_detector import train_detector
 from tadpipe.project import FILE as PROJECT_FILE
 from tadpipe.project import project_text
@@ -48,12 +52,16 @@ from tadpipe.training.pretrain import PretrainConfig
 
 BACKBONE = "videomae-tiny"
 PRESET = "demo"  # of every detector
+E2E_PRESET = "actionformer/demo_e2e"
 STORE = Path("store", "demo.zarr")
 RUNS = Path("runs")
 WEIGHTS_FILE = "videomae-tiny.safetensors"
 SETTINGS_FILE = "demo.json"
 RESULTS_FILE = "results.json"
 PICTURE_FILE = "timeline.png"
+E2E_RUN, CONTROL_RUN, TUNED = "e2e", "control", "tuned"  # folders of runs; the last a suffix
+TUNED_STORE = RUNS / E2E_RUN / FEATURES_DIR
+DEMO_PRETRAIN = PretrainConfig(steps=300)  # leaves end-to-end tuning something to learn
 CHANCE_SEEDS = 5  # over which the chance level is a mean
 DEFAULT_SEED = 0  # the numbers were tuned on other seeds, see docs/demo.md
 
@@ -77,12 +85,12 @@ def demo(
         seed: of the videos, the pretraining and the detectors.
         detectors: names with a preset "<detector>/demo".
         pretrain: other settings of the pretraining, for tests.
-        sets: changes of the detectors' presets, as "training.epochs=20".
+        sets: changes of all presets, as "training.epochs=20".
     Raises:
         ConfigError: unknown detector, or a folder that holds a demo with other settings.
     """
     folder = Path(out)
-    pretraining = pretrain or PretrainConfig()
+    pretraining = pretrain or DEMO_PRETRAIN
     settings = _settings(DemoVideoSettings(seed, minutes), detectors, pretraining, sets)
     _check_folder(folder, settings)
     write_atomically(folder / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
@@ -93,16 +101,26 @@ def demo(
         with making.stage("backbone"):
             making.backbone(annotations, pretraining)
         with making.stage("features"):
-            making.features(detectors[0])
-        found: dict[str, Detections] = {}
+            making.features(making.weights, STORE, detectors[0])
         for name in detectors:
             with making.stage(f"train {name}"):
-                making.train(name, annotations)
-            with making.stage(f"detect {name}"):
-                found[name] = making.detect(name, annotations)
+                making.report.scores[name] = making.train(name, STORE, name, annotations)
+        with making.stage("tune end to end"):
+            making.report.end_to_end = making.end_to_end(E2E_RUN, "full")
+        with making.stage("control"):
+            making.report.control = making.end_to_end(CONTROL_RUN, "frozen")
+        with making.stage("tuned features"):
+            making.features(folder / RUNS / E2E_RUN, TUNED_STORE, detectors[0])
+        for name in detectors:
+            with making.stage(f"train {name} again"):
+                making.report.tuned_scores[name] = making.train(
+                    name, TUNED_STORE, f"{name}_{TUNED}", annotations
+                )
+        with making.stage("detect"):
+            found = making.detect(E2E_RUN, annotations)
         with making.stage("report"):
-            _score(making.report, found, annotations, seed)
-            _draw(making.report, annotations.subset("test"), found[detectors[0]], detectors[0])
+            _baselines(making.report, annotations, seed)
+            _draw(making.report, annotations.subset("test"), found)
     results = json.dumps(making.report.to_mapping(), indent=1)
     write_atomically(folder / RESULTS_FILE, results + "\n")
     return making.report
@@ -162,46 +180,66 @@ class _Demo:
             progress=self.progress,
         )
 
-    def features(self, detector: str) -> None:
-        """All videos into the store, which remembers the annotations."""
+    def features(self, weights: Path, store: Path, detector: str) -> None:
+        """All videos into a store, which remembers the annotations."""
         extract(
             [self.folder / VIDEO_FOLDER],
-            store=self.folder / STORE,
+            store=self.folder / store,
             backbone=BACKBONE,
-            weights=self.weights,
+            weights=weights,
             stride=_stride(detector),
             annotations=self.folder / ANNOTATIONS_FILE,
             device=self.device,
             progress=self.progress,
         )
 
-    def train(self, detector: str, annotations: Annotations) -> None:
-        """A run of the detector, or what is left of it to do."""
-        batch_size = load_preset(f"{detector}/{PRESET}", self.sets).training.batch_size
+    def train(self, detector: str, store: Path, run: str, annotations: Annotations) -> Evaluation:
+        """A run of the detector, or what is left of it to do; its score on the held-out videos."""
+        preset = f"{detector}/{PRESET}"
+        batch_size = load_preset(preset, self.sets).training.batch_size
         videos = len(annotations.subset("training"))
         # A short demo may have fewer training videos than a batch holds.
         smaller = [f"training.batch_size={videos}"] if videos < batch_size else []
-        train_detector(
-            self.folder / STORE,
-            preset=f"{detector}/{PRESET}",
+        trained = train_detector(
+            self.folder / store,
+            preset=preset,
             sets=[*self.sets, *smaller],
-            out=self.folder / RUNS / detector,
+            out=self.folder / RUNS / run,
             resume=True,
             device=self.device,
             seed=self.seed,
             progress=self.progress,
         )
+        assert trained.evaluation is not None, "the demo has held-out videos"
+        return trained.evaluation
 
-    def detect(self, detector: str, annotations: Annotations) -> Detections:
-        """Detections of the held-out videos, from the video files on."""
-        run = self.folder / RUNS / detector
-        test = annotations.subset("test")
-        return detect(
-            [self.folder / VIDEO_FOLDER / f"{name}.mp4" for name in test],
-            model=run,
+    def end_to_end(self, run: str, tune: Literal["full", "frozen"]) -> Evaluation:
+        """A detector on augmented pixels, with the backbone or without it; its score."""
+        trained = train_e2e(
+            [self.folder / VIDEO_FOLDER],
+            annotations=self.folder / ANNOTATIONS_FILE,
+            backbone=BACKBONE,
             weights=self.weights,
-            store=self.folder / STORE,
-            out=[run / "held_out.json"],
+            tune=tune,
+            preset=E2E_PRESET,
+            sets=self.sets,
+            out=self.folder / RUNS / run,
+            resume=True,
+            device=self.device,
+            seed=self.seed,
+            progress=self.progress,
+        )
+        assert trained.evaluation is not None, "the demo has held-out videos"
+        return trained.evaluation
+
+    def detect(self, run: str, annotations: Annotations) -> Detections:
+        """Detections of the held-out videos, from the video files on."""
+        folder = self.folder / RUNS / run
+        return detect(
+            [self.folder / VIDEO_FOLDER / f"{name}.mp4" for name in annotations.subset("test")],
+            model=folder,
+            store=self.folder / TUNED_STORE,
+            out=[folder / "held_out.json"],
             device=self.device,
             progress=self.progress,
         ).detections
@@ -235,9 +273,10 @@ def plan_demo(
     """
     folder = Path(out)
     videos = DemoVideoSettings(seed, minutes)
-    pretraining = PretrainConfig()
+    pretraining = DEMO_PRETRAIN
     _check_folder(folder, _settings(videos, detectors, pretraining, ()))
     names = [plan.name for plan in plan_videos(videos)]
+    runs = [*detectors, E2E_RUN, CONTROL_RUN, *(f"{name}_{TUNED}" for name in detectors)]
     return {
         "folder": str(folder),
         "videos": len(names),
@@ -245,8 +284,8 @@ def plan_demo(
         "pretraining_steps": pretraining.steps,
         "backbone_there": (folder / WEIGHTS_FILE).is_file(),
         "store_there": (folder / STORE).exists(),
-        "runs": [str(folder / RUNS / name) for name in detectors],
-        "runs_there": [name for name in detectors if (folder / RUNS / name).exists()],
+        "runs": [str(folder / RUNS / name) for name in runs],
+        "runs_there": [name for name in runs if (folder / RUNS / name).exists()],
     }
 
 
@@ -260,6 +299,7 @@ def _settings(
     for name in detectors:
         known("detector", DETECTORS, name)
         load_preset(f"{name}/{PRESET}", sets)
+    load_preset(E2E_PRESET, sets)
     return {
         "videos": {"digest": videos.digest(), **asdict(videos)},
         "pretraining": asdict(pretraining),
@@ -314,12 +354,8 @@ def _stride(detector: str) -> int:
     return stride
 
 
-def _score(
-    report: DemoReport, found: Mapping[str, Detections], annotations: Annotations, seed: int
-) -> None:
-    """The detectors, the trivial one, and the mean of several random ones."""
-    for name, detections in found.items():
-        report.scores[name] = evaluate(detections, annotations=annotations, subset="test")
+def _baselines(report: DemoReport, annotations: Annotations, seed: int) -> None:
+    """The trivial detector, and the mean of several random ones."""
     training, test = annotations.subset("training"), annotations.subset("test")
     durations_sec = {name: video.duration_sec or 0.0 for name, video in test.items()}
     guesses = trivial_detections(training, durations_sec, seed=seed)
@@ -335,7 +371,7 @@ def _score(
     report.chance_map = np.mean(curves, axis=0).tolist()
 
 
-def _draw(report: DemoReport, test: Mapping[str, Video], found: Detections, detector: str) -> None:
+def _draw(report: DemoReport, test: Mapping[str, Video], found: Detections) -> None:
     """The picture of the first held-out videos; the terminal shows the first one."""
     timelines = [
         VideoTimeline(name, video.duration_sec or 0.0, video.actions, found[name])
@@ -347,5 +383,5 @@ def _draw(report: DemoReport, test: Mapping[str, Video], found: Detections, dete
         report.picture,
         timelines[:PICTURE_VIDEOS],
         labels=report.labels,
-        title=f"Held-out demo videos: ground truth and {detector}",
+        title="Held-out demo videos: ground truth and the model tuned end to end",
     )

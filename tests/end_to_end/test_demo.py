@@ -66,14 +66,16 @@ def test_folder_is_a_project_that_the_commands_go_on_in(
     monkeypatch.chdir(made[0])
     assert run(["extract", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["frames_decoded"] == 0
-    assert run(["detect", "videos/demo_test_000.mp4", "--model", "runs/actionformer"]) == 0
-    assert run(["evaluate", "runs/actionformer"]) == 0
+    for model in ("runs/actionformer", "runs/e2e"):
+        assert run(["detect", "videos/demo_test_000.mp4", "--model", model]) == 0
+        assert run(["evaluate", model]) == 0
 
 
 def test_report_has_scores_baselines_and_pictures(made: tuple[Path, DemoReport]) -> None:
     folder, report = made
     text = report.text(width=72)
-    for word in ("actionformer", "trivial", "chance", "truth", "found", "timeline.png"):
+    rows = ("frozen features", "control", "tuned end to end", "tuned features", "trivial", "chance")
+    for word in (*rows, "truth", "found", "timeline.png"):
         assert word in text
     assert max(map(len, text.splitlines()[:10])) <= 110
     assert "\x1b" not in text
@@ -86,13 +88,31 @@ def test_report_has_scores_baselines_and_pictures(made: tuple[Path, DemoReport])
 def test_scores_are_those_of_the_held_out_videos(made: tuple[Path, DemoReport]) -> None:
     folder, report = made
     test = load_annotations(folder / "annotations.json").subset("test")
-    run_folder = folder / "runs" / "actionformer"
-    assert load_detections(run_folder / "held_out.json").keys() == test.keys()
-    score = report.scores["actionformer"]
-    assert score.subset == "test"
-    assert score.score.videos == len(test)
-    after_training = json.loads((run_folder / "eval.json").read_text())
-    assert score.to_mapping()["average_map"] == pytest.approx(after_training["average_map"])
+    assert load_detections(folder / "runs" / "e2e" / "held_out.json").keys() == test.keys()
+    scores = {
+        "actionformer": report.scores["actionformer"],
+        "actionformer_tuned": report.tuned_scores["actionformer"],
+        "control": report.control,
+        "e2e": report.end_to_end,
+    }
+    for run_name, score in scores.items():
+        assert score is not None
+        assert score.subset == "test"
+        assert score.score.videos == len(test)
+        stored = json.loads((folder / "runs" / run_name / "eval.json").read_text())
+        assert score.to_mapping()["average_map"] == pytest.approx(stored["average_map"])
+
+
+def test_control_keeps_the_backbone_that_end_to_end_changes(
+    made: tuple[Path, DemoReport],
+) -> None:
+    runs = made[0] / "runs"
+    weights = {
+        name: json.loads((runs / name / "recipe.json").read_text())["features"][0]["weights_sha256"]
+        for name in ("actionformer", "control", "e2e", "actionformer_tuned")
+    }
+    assert weights["control"] == weights["actionformer"] != weights["e2e"]
+    assert weights["actionformer_tuned"] == weights["e2e"]
 
 
 def test_backbone_is_pretrained_on_training_videos_only(
@@ -125,7 +145,8 @@ def test_repeated_demo_makes_nothing_again(made: tuple[Path, DemoReport]) -> Non
     times = {path: path.stat().st_mtime_ns for path in kept}
     again = small_demo(folder)
     assert {path: path.stat().st_mtime_ns for path in kept} == times
-    assert again.scores["actionformer"].to_mapping() == report.scores["actionformer"].to_mapping()
+    assert again.to_mapping()["end_to_end"] == report.to_mapping()["end_to_end"]
+    assert again.to_mapping()["detectors_tuned"] == report.to_mapping()["detectors_tuned"]
 
 
 def test_folder_with_other_settings_is_refused(made: tuple[Path, DemoReport]) -> None:
