@@ -15,6 +15,7 @@ from tadpipe.cli.options import (
     seed_option,
     shared_options,
     terminal_progress,
+    text_colour,
 )
 
 NEXT = """\
@@ -97,7 +98,7 @@ def demo(
         progress=terminal_progress(as_json),
     )
     width = shutil.get_terminal_size().columns
-    text = report.text(width=min(width, 120), colour=sys.stdout.isatty())
+    text = report.text(width=min(width, 120), colour=text_colour())
     assert report.example is not None
     after = NEXT.format(
         command=_command(),

@@ -17,6 +17,8 @@ from tadpipe.cli.options import (
     shared_options,
     skip_unscored_option,
     terminal_progress,
+    text_colour,
+    text_width,
 )
 
 
@@ -95,5 +97,6 @@ def detect(
         dry_run=dry_run,
         progress=terminal_progress(as_json),
     )
-    emit(as_json, report.to_mapping(), report.text())
+    text = report.text(width=text_width(), colour=text_colour())
+    emit(as_json, report.to_mapping(), text)
     context.exit(report.exit_code)

@@ -110,6 +110,11 @@ def text_width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
 
 
+def text_colour() -> bool:
+    """Whether to colour the output: on a terminal, unless NO_COLOR is set (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
 class TqdmProgress:
     """A bar on stderr; off when stderr is no terminal, the summary line is always printed."""
 

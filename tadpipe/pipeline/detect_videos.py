@@ -35,15 +35,18 @@ from tadpipe.pipeline.pixel_grid import grid_of
 from tadpipe.pipeline.progress import SILENT, Progress
 from tadpipe.pipeline.recipe import Recipe, TrainedDetector, load_detector
 from tadpipe.pipeline.spec_backbone import load_exactly, place_of_weights
+from tadpipe.pipeline.text_table import cut
 from tadpipe.pipeline.video_features import ComputedTable, VideoTable
 from tadpipe.pipeline.video_files import VideoFile, find_videos, printable
 from tadpipe.registry import resolve
+from tadpipe.report.timeline import MIN_SCORE, shown_detections, terminal_timeline
 from tadpipe.store.content import ContentIndex
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.video.process import DecodeProcess
 
 SHOWN = 5  # detections per video in the text
+DRAWN_VIDEOS = 3  # videos with a timeline in the text
 
 
 @dataclass
@@ -56,13 +59,18 @@ class DetectReport:
     has_one_label: bool = False  # a class-agnostic detector, and no class scores
     class_scores: Mapping[str, Any] | None = None  # where the labels come from, if from a file
     unscored: tuple[str, ...] = ()  # videos without class scores, whose detections were dropped
+    durations_sec: Mapping[str, float] = field(default_factory=dict)  # of the videos detected in
 
     @property
     def exit_code(self) -> int:
         return max(report.exit_code for report in self.extraction)
 
-    def text(self) -> str:
-        """The best detections of each video, the files written, and how extraction went."""
+    def text(self, *, width: int = 120, colour: bool = False) -> str:
+        """The best detections of each video, timelines, the files written, how extraction went.
+
+        Args:
+            width: columns that a timeline takes at most; `colour` paints it for a terminal.
+        """
         lines = []
         for name, found in self.detections.items():
             lines.append(f"{printable(name)}: {len(found)} detections")
@@ -74,9 +82,27 @@ class DetectReport:
                 lines.append(f"  ... {len(found) - SHOWN} more")
         if self.detections and (self.has_one_label or self.class_scores is not None):
             lines.append(source_text(self.class_scores, self.unscored))
+        lines += self._timelines(width, colour)
         lines += [f"wrote {path}" for path in self.files]
         lines += [report.text() for report in self.extraction]
         return "\n".join(lines)
+
+    def _timelines(self, width: int, colour: bool) -> list[str]:
+        """The first videos on a time axis each, their labels in the same colours."""
+        drawn = dict(list(self.detections.items())[:DRAWN_VIDEOS])
+        if not drawn:
+            return []
+        labels = {found.label for each in drawn.values() for found in shown_detections(each)}
+        lines = [f"score {MIN_SCORE:g} or more, on a time axis:"]
+        for name, found in drawn.items():
+            duration_sec = self.durations_sec[name]
+            picture = terminal_timeline(
+                None, found, duration_sec, labels=sorted(labels), width=width, colour=colour
+            )
+            lines += [cut(f"{printable(name)}, {duration_sec:.1f} s", width), picture]
+        if len(self.detections) > len(drawn):
+            lines.append(f"... and {len(self.detections) - len(drawn)} more")
+        return ["", *lines, ""]
 
     def to_mapping(self) -> dict[str, Any]:
         return {
@@ -167,6 +193,7 @@ def detect(
     )
     if scores is not None:
         found = scores.label(found, rule)
+    report.durations_sec = rows.durations_sec
     report.detections = {name: _best(each, min_score, top_k) for name, each in found.items()}
     for path in map(Path, out):
         write_detections(path, report.detections)

@@ -69,7 +69,7 @@ def label_colours(labels: Sequence[str]) -> dict[str, str]:
 
 
 def terminal_timeline(
-    truth: Sequence[Action],
+    truth: Sequence[Action] | None,
     detections: Sequence[Detection],
     duration_sec: float,
     *,
@@ -81,17 +81,20 @@ def terminal_timeline(
     """Truth above detections, a time axis and a legend, as text of at most `width` columns.
 
     Args:
+        truth: None where it is not known: no row for it.
         labels: in the order that decides their colours; default those that occur, sorted.
         colour: paint the cells with 24-bit terminal colours; letters are there in any case.
         min_score: detections below are left out.
     """
     shown = shown_detections(detections, min_score=min_score)
     if labels is None:
-        labels = sorted({action.label for action in truth} | {found.label for found in shown})
+        labels = sorted({segment.label for segment in (*(truth or ()), *shown)})
     columns = max(width - NAME_WIDTH, 10)
     letters, colours = label_letters(labels), label_colours(labels)
     rows = []
     for name, segments in (("truth", truth), ("found", shown)):
+        if segments is None:
+            continue
         cells = _cells(segments, duration_sec, columns)
         text = "".join(
             _run_text(label, len(list(run)), letters, colours if colour else {})

@@ -84,6 +84,16 @@ def test_own_video_becomes_segments_in_every_format(capfd: CapFd, tmp_path: Path
     assert again["extraction"][0]["frames_decoded"] == 0
 
 
+def test_what_was_found_is_drawn_without_colour_into_a_pipe(capfd: CapFd, tmp_path: Path) -> None:
+    options = ["--model=runs/actionformer", f"--out={tmp_path / 'o.json'}"]
+    assert run(["detect", "my videos/four.mp4", *options]) == 0
+    text = capfd.readouterr().out
+    (drawn,) = (line for line in text.splitlines() if line.startswith("found  "))
+    assert len(drawn) == 120
+    assert "four, 5.1 s" in text
+    assert "\x1b" not in text
+
+
 def test_backbone_weights_are_found_again_outside_the_project(
     capfd: CapFd, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

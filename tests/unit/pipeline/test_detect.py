@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tadpipe.annotations import Detection
 from tadpipe.datasets.sources import FeatureSequence, FeatureSource
 from tadpipe.datasets.windows import WindowConfig, covering_windows
 from tadpipe.detectors.parts.decode import DecodeConfig
@@ -17,6 +19,7 @@ from tadpipe.detectors.parts.nms import NmsConfig
 from tadpipe.detectors.protocol import GridDetections
 from tadpipe.errors import StoreError
 from tadpipe.pipeline.detect import candidates, detect_on_features, detect_on_source
+from tadpipe.pipeline.detect_videos import DRAWN_VIDEOS, DetectReport
 from tadpipe.pipeline.recipe import Recipe
 from tests.unit.datasets.in_memory import MemoryTable
 
@@ -182,3 +185,41 @@ def test_a_video_without_features_is_named() -> None:
     source = FeatureSource([MemoryTable({"v": np.ones((9, 1), np.float32)})])
     with pytest.raises(StoreError, match="gone"):
         detect_on_source(Oracle(), source, {"x": "gone"}, recipe(), durations_sec={})
+
+
+def report_of(videos: int) -> DetectReport:
+    """The same two detections, one of them weak, in videos of 10 s."""
+    found = [Detection(2.0, 4.0, "wave", 0.9), Detection(6.0, 9.0, "jump", 0.1)]
+    names = [f"video {i}" for i in range(videos)]
+    return DetectReport(
+        [], detections=dict.fromkeys(names, found), durations_sec=dict.fromkeys(names, 10.0)
+    )
+
+
+def test_the_report_draws_what_was_found_on_a_time_axis() -> None:
+    lines = report_of(1).text(width=27).splitlines()
+    assert lines[lines.index("video 0, 10.0 s") :][:4] == [
+        "video 0, 10.0 s",
+        "found  ....wwww............",
+        "       |0 s      |5",
+        "       w wave",
+    ]
+
+
+def test_the_report_draws_the_first_videos_only() -> None:
+    text = report_of(DRAWN_VIDEOS + 2).text()
+    assert text.count("found  ") == DRAWN_VIDEOS
+    assert "... and 2 more" in text
+    assert "and" not in report_of(DRAWN_VIDEOS).text()
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_reports_timelines_take_the_width_asked_for(width: int) -> None:
+    plain, coloured = (report_of(2).text(width=width, colour=colour) for colour in (False, True))
+    assert max(map(len, plain.splitlines())) == width
+    assert "\x1b" not in plain
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain != coloured
+
+
+def test_a_report_without_detections_draws_nothing() -> None:
+    assert DetectReport([]).text() == ""

@@ -39,6 +39,11 @@ def test_cells_follow_the_segments() -> None:
     ]
 
 
+def test_unknown_truth_has_no_row() -> None:
+    both = terminal_timeline(TRUTH, FOUND, 10.0, width=37).splitlines()
+    assert terminal_timeline(None, FOUND, 10.0, width=37).splitlines() == both[1:]
+
+
 def test_short_segment_still_has_a_cell() -> None:
     text = terminal_timeline([Action(5.0, 5.001, "zip")], [], 100.0, width=27)
     assert text.splitlines()[0] == "truth  .z.................."
