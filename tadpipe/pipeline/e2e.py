@@ -221,13 +221,13 @@ class _Run:
             ConfigError: no training video has a file.
         """
         plan, config = self.plan, self.pixels.config
-        annotated = plan.annotations.subset(plan.subsets.train)
         videos = trained_videos(plan, self.table)
         if not videos:
+            annotated = list(plan.annotations.subset(plan.subsets.train))
             raise ConfigError(
                 "No video of the training subset has a file.",
                 f"{len(self.table.files)} files;  {plan.annotations.source}: {len(annotated)} "
-                f"videos of '{plan.subsets.train}' ({', '.join(list(annotated)[:3])}, ...)",
+                f"videos of '{plan.subsets.train}' ({', '.join(annotated[:3])}, ...)",
                 "Name the folder that holds them, or another --annotations or --subset.",
             )
         recipe = self.pixels.backbone.pixels
