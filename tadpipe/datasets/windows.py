@@ -1,7 +1,7 @@
 """From stored features and annotations to the windows a detector trains on and is run on.
 
-Order: WindowConfig -> clean_actions -> choose_window, truncate (random window or crop) -> on_grid
--> fitted_grid, fitted_features -> TrainingWindows -> stack_padded, where all padding happens.
+Order: WindowConfig -> clean_actions -> choose_window (random window or crop) -> on_grid ->
+fitted_grid, fitted_features -> TrainingWindows -> stack_padded, where all padding happens.
 Shapes: B batch, C channels, T grid length, L window length, G ground-truth actions. Positions are
 in grid steps. Rules: ActionFormer (Zhang et al., ECCV 2022), TriDet (Shi et al., CVPR 2023),
 DyFADet (Yang et al., ECCV 2024; thinning), ETAD (Liu et al., 2022; sliding, RoI align).
@@ -169,32 +169,6 @@ def cut_window(
     kept = inside / (segments[:, 1] - segments[:, 0]).abs() >= keep_ratio
     clipped = torch.stack((left, right), dim=1) - start
     return Window(start, length, clipped[kept], labels[kept])
-
-
-def truncate(
-    feats: Tensor,
-    segments: Tensor,
-    labels: Tensor,
-    *,
-    max_len: int,
-    keep_ratio: float,
-    crop_ratio: tuple[float, float] | None,
-    offset_grid: float,
-    draw: Draw,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`choose_window` applied to features in memory, [C, T] -> [C, L]."""
-    window = choose_window(
-        feats.shape[-1],
-        segments,
-        labels,
-        max_len=max_len,
-        keep_ratio=keep_ratio,
-        crop_ratio=crop_ratio,
-        offset_grid=offset_grid,
-        draw=draw,
-    )
-    sliced = feats[:, window.start : window.start + window.length]
-    return sliced, window.segments, window.labels
 
 
 def margin_grid(grid: SnippetGrid, config: WindowConfig) -> float:

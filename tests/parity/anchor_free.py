@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tadpipe.datasets.loader import Batch
-from tadpipe.datasets.windows import truncate
+from tadpipe.datasets.windows import choose_window
 from tadpipe.detectors import DETECTORS
 from tadpipe.detectors.parts.assign import assign, positive_mask
 from tadpipe.detectors.parts.conv import AffineDropPath
@@ -308,8 +308,9 @@ def run_truncate(case: Case) -> None:
         return int(value)
 
     crop = params["crop_ratio"]
-    feats, segments, labels = truncate(
-        case.tensor("feats"),
+    feats = case.tensor("feats")
+    window = choose_window(
+        feats.shape[-1],
         case.tensor("segments"),
         case.tensor("labels"),
         max_len=params["max_seq_len"],
@@ -319,9 +320,10 @@ def run_truncate(case: Case) -> None:
         draw=draw,
     )
     case.claim("all draws used", next(draws, None) is None)
-    case.check("out_feats", feats, atol=1e-5)
-    case.check("out_segments", segments, atol=1e-5)
-    case.check("out_labels", labels)
+    stop = window.start + window.length
+    case.check("out_feats", feats[:, window.start : stop], atol=1e-5)
+    case.check("out_segments", window.segments, atol=1e-5)
+    case.check("out_labels", window.labels)
 
 
 # --- reading a case ----------------------------------------------------------------------------

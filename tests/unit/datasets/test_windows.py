@@ -17,10 +17,10 @@ from tadpipe.datasets.windows import (
     MAX_TRIALS,
     TrainingWindows,
     WindowConfig,
+    choose_window,
     clean_actions,
     on_grid,
     stack_padded,
-    truncate,
 )
 from tadpipe.errors import ConfigError
 from tadpipe.timeline import SnippetGrid
@@ -48,8 +48,8 @@ def test_truncation_makes_the_official_draws_and_windows(case: Path) -> None:
         assert (low, high) == (expected_low, expected_high)
         return int(value)
 
-    feats, segments, labels = truncate(
-        arrays["feats"],
+    start, length, segments, labels = choose_window(
+        arrays["feats"].shape[-1],
         arrays["segments"],
         arrays["labels"],
         max_len=params["max_seq_len"],
@@ -59,7 +59,7 @@ def test_truncation_makes_the_official_draws_and_windows(case: Path) -> None:
         draw=draw,
     )
     assert next(draws, None) is None
-    assert torch.equal(feats, arrays["out_feats"])
+    assert torch.equal(arrays["feats"][:, start : start + length], arrays["out_feats"])
     assert torch.allclose(segments, arrays["out_segments"], atol=1e-5)
     assert torch.equal(labels, arrays["out_labels"])
 
@@ -74,7 +74,7 @@ def test_truncation_makes_the_official_draws_and_windows(case: Path) -> None:
     ends=st.lists(st.tuples(st.floats(-2, 60), st.floats(0.1, 30)), max_size=6),
     seed=st.integers(0, 2**16),
 )
-def test_truncated_window_is_a_slice_with_shifted_actions_inside(
+def test_a_chosen_window_lies_in_the_video_with_shifted_actions_inside(
     total: int,
     max_len: int,
     keep_ratio: float,
@@ -83,12 +83,11 @@ def test_truncated_window_is_a_slice_with_shifted_actions_inside(
     ends: list[tuple[float, float]],
     seed: int,
 ) -> None:
-    feats = torch.arange(total, dtype=torch.float32)[None]
     segments = torch.tensor([[s, s + d] for s, d in ends], dtype=torch.float32).reshape(-1, 2)
     labels = torch.arange(len(ends))
     generator = torch.Generator().manual_seed(seed)
-    window, kept, kept_labels = truncate(
-        feats,
+    start, length, kept, kept_labels = choose_window(
+        total,
         segments,
         labels,
         max_len=max_len,
@@ -97,10 +96,8 @@ def test_truncated_window_is_a_slice_with_shifted_actions_inside(
         offset_grid=offset_grid,
         draw=lambda low, high: int(torch.randint(low, high + 1, (), generator=generator)),
     )
-    length = window.shape[-1]
     assert 1 <= length <= min(total, max_len)
-    start = window[0, 0]
-    assert torch.equal(window[0], start + torch.arange(length))
+    assert 0 <= start <= total - length
     if length == total:
         return
     assert (kept[:, 0] >= -offset_grid - 1e-4).all()
@@ -119,8 +116,8 @@ def test_a_window_without_any_action_is_taken_after_the_last_trial() -> None:
         draws.append((low, high))
         return low
 
-    feats, segments, _ = truncate(
-        torch.zeros(1, 100),
+    window = choose_window(
+        100,
         torch.tensor([[90.0, 99.0]]),
         torch.tensor([0]),
         max_len=10,
@@ -130,8 +127,8 @@ def test_a_window_without_any_action_is_taken_after_the_last_trial() -> None:
         draw=first,
     )
     assert len(draws) == MAX_TRIALS
-    assert feats.shape == (1, 10)
-    assert segments.shape == (0, 2)
+    assert window.length == 10
+    assert window.segments.shape == (0, 2)
 
 
 def test_repeated_and_short_actions_are_dropped() -> None:
