@@ -88,7 +88,7 @@ def terminal_timeline(
     """
     shown = shown_detections(detections, min_score=min_score)
     if labels is None:
-        labels = sorted({segment.label for segment in (*(truth or ()), *shown)})
+        labels = sorted({action.label for action in truth or ()} | {found.label for found in shown})
     columns = max(width - NAME_WIDTH, 10)
     letters, colours = label_letters(labels), label_colours(labels)
     rows = []
