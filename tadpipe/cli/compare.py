@@ -18,6 +18,7 @@ from tadpipe.cli.options import (
     shared_options,
     skip_unscored_option,
     terminal_progress,
+    text_width,
 )
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def compare(
         dry_run=dry_run,
         progress=terminal_progress(as_json),
     )
-    emit(as_json, comparison.to_mapping(), comparison.text())
+    emit(as_json, comparison.to_mapping(), comparison.text(text_width()))
 
 
 def _preset_name(project: Project) -> str | None:

@@ -19,9 +19,10 @@ from tadpipe.pipeline.compare_run import RunCost
 from tadpipe.pipeline.recipe import ANY_LABEL
 from tadpipe.pipeline.score_table import count_text
 from tadpipe.pipeline.subsets import Subsets
-from tadpipe.pipeline.text_table import aligned
+from tadpipe.pipeline.text_table import Row, fitted, prose
 
 MIB = 2**20
+TEXT_WIDTH = 120  # of the tables, where no terminal has its own
 State = Literal["finished", "unfinished", "new"]
 
 
@@ -186,24 +187,26 @@ class Comparison:
             },
         }
 
-    def text(self) -> str:
-        """The tables, one below the other."""
+    def text(self, width: int = TEXT_WIDTH) -> str:
+        """The tables, one below the other, in `width` columns; lines of a plan may be longer."""
         if not self.detectors:
-            return "\n".join([*(_plan_line(run) for run in self.planned), *self._recipe_lines()])
+            plan = [_plan_line(run) for run in self.planned]  # ends in a path to copy
+            return "\n".join([*plan, *self._recipe_lines(width)])
         seeds = count_text(len(self.detectors[0].seeds), "seed")
         head = (
             f"protocol {self.protocol}, subset {self.subsets.test}, "
             f"{count_text(self.scored_videos, 'video')}, {seeds}; mAP in percent"
             + (", mean ± standard deviation over the seeds" if seeds != "1 seed" else "")
         )
-        blocks = [[head]]
+        blocks = [prose(head, width)]
         kinds = [[d for d in self.detectors if d.class_agnostic is kind] for kind in (False, True)]
         for results in (kind for kind in kinds if kind):
-            blocks.append([*self._kind_lines(results), *self._score_rows(results)])
-        blocks.append(self._cost_lines())
+            notes = [line for note in self._kind_lines(results) for line in prose(note, width)]
+            blocks.append([*notes, *fitted(self._score_rows(results), width)])
+        blocks.append(self._cost_lines(width))
         if self.differences:
-            blocks.append(self._difference_lines())
-        blocks.append(self._recipe_lines())
+            blocks.append(self._difference_lines(width))
+        blocks.append(self._recipe_lines(width))
         return "\n\n".join("\n".join(block) for block in blocks if block)
 
     def _kind_lines(self, results: Sequence[DetectorResult]) -> list[str]:
@@ -222,14 +225,14 @@ class Comparison:
             ),
         ]
 
-    def _score_rows(self, results: Sequence[DetectorResult]) -> list[str]:
-        rows = [("mAP@tIoU", *(f"{tiou:.2f}" for tiou in self.tious), "average")]
+    def _score_rows(self, results: Sequence[DetectorResult]) -> list[Row]:
+        rows: list[Row] = [("mAP@tIoU", *(f"{tiou:.2f}" for tiou in self.tious), "average")]
         for result in results:
             values = [*result.map_at, result.average_map]
             rows.append((result.detector, *(_percent(value) for value in values)))
-        return aligned(rows)
+        return rows
 
-    def _cost_lines(self) -> list[str]:
+    def _cost_lines(self, width: int) -> list[str]:
         heads = ("cost, means", "parameters", "window", "GFLOPs/window", "train s", "train CPU s")
         rows = [(*heads, "peak MiB", "detect s/min", "detect CPU s/min")]
         for result in self.detectors:
@@ -251,24 +254,25 @@ class Comparison:
         costs = [seed.cost for result in self.detectors for seed in result.seeds]
         resumed = sum(cost.steps_timed < cost.steps for cost in costs)
         lines = [
-            *aligned(rows),
-            f"peak: {', '.join(sorted({cost.peak_of for cost in costs}))} in training, above that "
-            f"held before; detect: per minute of the {count_text(self.test_videos, 'test video')}",
+            *fitted(rows, width),
+            *prose(
+                f"peak: {', '.join(sorted({cost.peak_of for cost in costs}))} in training, above "
+                "that held before; detect: per minute of the "
+                f"{count_text(self.test_videos, 'test video')}",
+                width,
+            ),
         ]
         if resumed:
-            lines.append(
-                f"{count_text(resumed, 'run')} resumed: time scaled up from the steps timed"
-            )
+            text = f"{count_text(resumed, 'run')} resumed: time scaled up from the steps timed"
+            lines += prose(text, width)
         return lines
 
-    def _difference_lines(self) -> list[str]:
+    def _difference_lines(self, width: int) -> list[str]:
         head = (
             f"differences of average mAP, points; {100 * self.level:g} % interval of "
             f"{self.resamples} paired resamples of the videos, seed {self.seed}"
         )
-        rows: list[tuple[str, ...]] = [
-            ("first - second", "difference", "low", "high", "sign flips")
-        ]
+        rows: list[Row] = [("first - second", "difference", "low", "high", "sign flips")]
         for difference in self.differences:
             found = difference.interval
             points = (f"{100 * value:+.2f}" for value in found[:3])
@@ -279,16 +283,16 @@ class Comparison:
                     f"{100 * found.flipped:.1f} %",
                 )
             )
-        return [head, *aligned(rows)]
+        return [*prose(head, width), *fitted(rows, width)]
 
-    def _recipe_lines(self) -> list[str]:
+    def _recipe_lines(self, width: int) -> list[str]:
         if not self.recipes:
             return []
         names = list(dict.fromkeys(run.detector for run in self.planned))
         rows = [("recipes differ in", *names)]
         for setting, values in self.recipes.items():
             rows.append((setting, *(_setting(values.get(name)) for name in names)))
-        return aligned(rows)
+        return fitted(rows, width)
 
 
 def _plan_line(run: PlannedRun) -> str:

@@ -26,11 +26,12 @@ def aligned(rows: Sequence[Row]) -> list[str]:
 def fitted(rows: Sequence[Row], width: int) -> list[str]:
     """The same in at most `width` characters: further columns go below, the first one repeated.
 
-    A first column of more than half the width is cut; a single wide column is not.
+    A first column of more than half the width is cut, and so are cells that do not fit beside it.
     """
     limit = max(width // 2, 8)
-    rows = [(cut(row[0], limit), *row[1:]) for row in rows]
-    head = max(len(row[0]) for row in rows)
+    head = max(min(len(row[0]), limit) for row in rows)
+    room = max(width - head - len(GAP), 8)
+    rows = [(cut(row[0], limit), *(cut(cell, room) for cell in row[1:])) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(1, len(rows[0]))]
     lines: list[str] = []
     begin = 0

@@ -19,13 +19,16 @@ import torch
 
 from tadpipe.config import apply_sets, read_toml
 from tadpipe.errors import CheckpointError, ConfigError, TadpipeError
+from tadpipe.evaluation.bootstrap import Interval
 from tadpipe.pipeline import compare as compare_module
 from tadpipe.pipeline import compare_queue
 from tadpipe.pipeline.compare import Comparison, choose_presets, compare
 from tadpipe.pipeline.compare_run import RunCost, RunRequest, lease_path, read_cost, run_in_child
+from tadpipe.pipeline.compare_table import DetectorResult, Difference, PlannedRun, SeedResult
 from tadpipe.pipeline.presets import preset_path
 from tadpipe.pipeline.progress import SILENT
 from tadpipe.pipeline.run_folder import write_json
+from tadpipe.pipeline.subsets import Subsets
 from tadpipe.store.durable import Lease
 from tests.unit.pipeline.tiny_store import SMALL, make_store
 
@@ -151,6 +154,42 @@ def test_the_tables_are_kept_and_say_what_differs(whole: Comparison, folder: Pat
     means = [d["average_map"]["mean"] for d in document["detectors"]]
     assert difference["difference"] == pytest.approx(means[0] - means[1])
     assert difference["low"] <= difference["high"]
+
+
+def wide_comparison() -> Comparison:
+    """Ten thresholds, three detectors and settings too long for a line."""
+    seeds = tuple(SeedResult(i, Path("run"), (0.3 + 0.1 * i,) * 10, 0.35, COST) for i in range(2))
+    names = ("actionformer", "cltdr_gmg", "etad_opentad")
+    scored = [DetectorResult(name, f"{name}/default", 20, False, seeds) for name in names]
+    unlabelled = dataclasses.replace(scored[2], labels=1, class_agnostic=True)
+    ranges = [[4 * i, 8 * i] for i in range(20)]
+    return Comparison(
+        planned=tuple(PlannedRun(name, "p", 0, Path("run"), "finished", 1) for name in names),
+        features=("store.zarr",),
+        subsets=Subsets("training", "validation", None),
+        train_videos=200,
+        test_videos=212,
+        test_minutes=700.0,
+        recipes={"model.regression_ranges": dict.fromkeys(names, ranges)},
+        level=0.95,
+        resamples=1000,
+        seed=0,
+        protocol="opentad",
+        tious=tuple(0.5 + 0.05 * i for i in range(10)),
+        scored_videos=212,
+        detectors=(*scored[:2], unlabelled),
+        differences=(Difference(names[0], names[1], Interval(0.01, -0.02, 0.03, 0.2)),),
+    )
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_line_of_the_tables_is_wider_than_the_terminal(width: int) -> None:
+    text = wide_comparison().text(width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\x1b" not in text
+    for words in ("0.95", "average", "detect CPU s/min", "sign flips", "cltdr_gmg"):
+        assert words in text
+    assert text.count("35.00 ± 7.07") == 30  # mean and deviation of ten thresholds, three times
 
 
 def test_repeated_it_reuses_every_run_and_gives_the_same_table(

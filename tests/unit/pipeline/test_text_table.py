@@ -23,5 +23,9 @@ def test_a_long_first_column_is_cut() -> None:
     assert fitted([("a very long name", "1")], 20) == ["a very ...  1"]
 
 
+def test_a_cell_that_does_not_fit_beside_the_first_column_is_cut() -> None:
+    assert fitted([("name", "1", "a very long cell")], 16) == ["name  1", "name  a very ..."]
+
+
 def test_a_table_of_one_column_is_printed() -> None:
     assert fitted([("alone",)], 20) == ["alone"]
