@@ -138,7 +138,9 @@ def segments(chrome: webdriver.Chrome, lane: int) -> list[WebElement]:
 
 def click(chrome: webdriver.Chrome, segment: WebElement) -> None:
     """With the pointer, away from the header that stays on top."""
-    chrome.execute_script("arguments[0].scrollIntoView({ block: 'center' })", segment)
+    chrome.execute_script(
+        "arguments[0].scrollIntoView({ block: 'center', behavior: 'instant' })", segment
+    )
     segment.click()
 
 
