@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tadpipe.detectors.parts.assign import assign_outputs, positive_mask
-from tadpipe.detectors.parts.conv import ChannelNorm, GridConv1d, with_noise, zero_conv_biases
+from tadpipe.detectors.parts.conv import ChannelNorm, GridConv1d, with_noise
 from tadpipe.detectors.parts.decode import DecodeConfig, decode_levels
 from tadpipe.detectors.parts.heads import ClassHead, RegressionHead
 from tadpipe.detectors.parts.lengths import check_length, full_padded_len, longest_len
@@ -41,6 +41,7 @@ from tadpipe.detectors.tridet import remap_official_keys as remap_encoder_keys
 from tadpipe.errors import CheckpointError, ConfigError
 
 SHIFT_ATOL = 1e-3  # averaged weights keep constant kernels only to rounding
+HEAD_STD = 0.01  # of the weights that a head starts with
 
 DynamicType = Literal["c", "k", "ck"]
 Gate = Literal["geretanh", "retanh", "relu", "sigmoid"]
@@ -434,13 +435,24 @@ class DyHeadLayer(nn.Module):
 
 
 class DynamicTrunk(nn.ModuleList):
-    """All layers of a dynamic head but its last convolution."""
+    """All layers of a dynamic head but its last convolution.
+
+    Neither paper nor spec says how they start. They start as the heads of RetinaNet (Lin et al.,
+    ICCV 2017, Sec. 4.1): weights N(0, 0.01), no biases. With torch's start many random seeds leave
+    one boundary's offsets at zero for good, or all classes at their prior for epochs
+    (benchmarks/results/train_reference_dyfadet.md).
+    """
 
     def __init__(self, config: DyfadetConfig, activation: nn.Module) -> None:
         widths = [config.neck_dim] + [config.head_dim] * (config.head_layers - 1)
         super().__init__(
             DyHeadLayer(config, width, config.head_dim, activation) for width in widths[:-1]
         )
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv1d):
+                nn.init.normal_(layer.weight, std=HEAD_STD)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
 
     def forward(self, levels: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
         """L x [B, C, T_l], L x [B, T_l] -> L x [B, H, T_l]."""
@@ -469,10 +481,6 @@ class Dyfadet(nn.Module):
         dynamic = config.dynamic_head
         self.cls_trunk = DynamicTrunk(config, _activation(config)) if dynamic else None
         self.reg_trunk = DynamicTrunk(config, nn.ReLU()) if dynamic else None
-        if self.reg_trunk is not None:
-            # With torch's biases many random starts leave one boundary's offsets at zero for good:
-            # where gates are nearly closed, the norms behind them see little but the bias.
-            zero_conv_biases(self.reg_trunk)
         # Behind a trunk the head is its last convolution only.
         width = config.head_dim if dynamic else config.neck_dim
         num_layers = 1 if dynamic else config.head_layers

@@ -309,6 +309,17 @@ def test_encoder_starts_with_the_stated_deviation_and_without_biases() -> None:
             assert (parameter == 0).all()
 
 
+def test_trunks_of_the_heads_start_small_and_without_biases() -> None:
+    torch.manual_seed(0)
+    model = small()
+    for trunk in (model.cls_trunk, model.reg_trunk):
+        assert trunk is not None
+        convs = [layer for layer in trunk.modules() if isinstance(layer, nn.Conv1d)]
+        weights = torch.cat([conv.weight.flatten() for conv in convs])
+        assert 0.009 < float(weights.detach().std()) < 0.011
+        assert not any(conv.bias.any() for conv in convs if conv.bias is not None)
+
+
 # --- options -----------------------------------------------------------------------------------
 
 CHANGES: dict[str, Any] = {
