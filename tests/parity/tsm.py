@@ -70,7 +70,8 @@ def compare(case: Case, model: Tsm) -> None:
         parameter = parameters.get(our_name(key))
         return None if parameter is None else parameter.grad
 
-    check_loss_gradients(case, features, gradient_of)
+    # In float64, as for SlowFast: activations beside a ReLU's zero move float32's by 0.2 %.
+    check_loss_gradients(case, model.double()(clips.double()), gradient_of)
 
 
 def stage_outputs(model: Tsm, clips: Tensor) -> dict[str, Tensor]:
