@@ -94,7 +94,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         text = (
             "Interrupted. What was finished is kept; run the same command again to go on "
-            "(train-detector: with --resume)."
+            "(train-detector, e2e: with --resume)."
         )
         return _show("Interrupted", text, 1, as_json)
     except TadpipeError as error:
