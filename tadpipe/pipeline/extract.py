@@ -196,12 +196,12 @@ def extract_features(
             if annotations is not None:
                 opened.set_annotations(annotations)
             with opened.writer(spec) as writer:
-                _Run(report, opened, writer, batches, progress).over(files)
+                ExtractRun(report, opened, writer, batches, progress).over(files)
     report.seconds = time.monotonic() - started
     return report
 
 
-class _Run:
+class ExtractRun:
     """One pass over the videos: skip what is there, extract the rest, write and record all."""
 
     def __init__(
@@ -253,6 +253,10 @@ class _Run:
             for each in (name, *copies):
                 decoded = video.frames_decoded if each == name else 0
                 self._failed(each, sha256, video.error, decoded, video.seconds)
+            return
+        if self.store.has_content(self.report.fid, sha256):  # another writer was quicker
+            for each in (name, *copies):
+                self._reused(each, sha256)
             return
         assert video.probe is not None
         features = video.features()
