@@ -30,14 +30,19 @@ With your own videos and an ActivityNet-style JSON, in a new folder:
   {command} train-detector
 """
 
-PLAN = """\
+PLAN_VIDEOS = """\
 Would make in {folder}:
-  {videos} videos, {minutes:g} minutes ({videos_there} are there)
+  {videos} videos, {minutes:g} minutes ({videos_there} are there)"""
+
+PLAN = (
+    PLAN_VIDEOS
+    + """
   a backbone, pretrained for {pretraining_steps} steps (there: {backbone_there})
   a feature store of all videos (there: {store_there})
   a run of each detector ({detectors}) on frozen and on tuned features, a run end to end and its
   control (begun: {runs_there})
   the scores of the held-out videos and a picture of them"""
+)
 
 
 @click.command()
@@ -60,6 +65,11 @@ Would make in {folder}:
     show_default=True,
     help="Detectors to train on the shared features, separated by commas.",
 )
+@click.option(
+    "--videos-only",
+    is_flag=True,
+    help="Make the videos and their annotations, and stop: material to try other commands on.",
+)
 @device_option
 @seed_option
 @dry_run_option
@@ -68,6 +78,7 @@ def demo(
     out: Path,
     minutes: float | None,
     detectors: str,
+    videos_only: bool,
     device: str | None,
     seed: int,
     dry_run: bool,
@@ -79,15 +90,23 @@ def demo(
     """
     from tadpipe.pipeline.demo import demo as run
     from tadpipe.pipeline.demo import plan_demo
-    from tadpipe.pipeline.demo_videos import DEMO_MINUTES
+    from tadpipe.pipeline.demo_videos import DEMO_MINUTES, make_demo_videos
 
     names = [name.strip() for name in detectors.split(",") if name.strip()]
     if not names:
         raise click.BadParameter("name at least one detector", param_hint="--detectors")
     minutes = DEMO_MINUTES if minutes is None else minutes
+    plan = plan_demo(out, minutes=minutes, seed=seed, detectors=names)
     if dry_run:
-        plan = plan_demo(out, minutes=minutes, seed=seed, detectors=names)
-        emit(as_json, plan, PLAN.format(**plan, minutes=minutes, detectors=", ".join(names)))
+        if videos_only:
+            plan = {key: plan[key] for key in ("folder", "videos", "videos_there")}
+        text = PLAN_VIDEOS if videos_only else PLAN
+        emit(as_json, plan, text.format(**plan, minutes=minutes, detectors=", ".join(names)))
+        return
+    progress = terminal_progress(as_json)
+    if videos_only:
+        path = make_demo_videos(out, seed=seed, minutes=minutes, progress=progress)
+        emit(as_json, {"annotations": str(path)}, f"wrote {path}")
         return
     report = run(
         out,
@@ -95,7 +114,7 @@ def demo(
         seed=seed,
         detectors=names,
         device=device or "auto",
-        progress=terminal_progress(as_json),
+        progress=progress,
     )
     width = shutil.get_terminal_size().columns
     text = report.text(width=min(width, 120), colour=text_colour())

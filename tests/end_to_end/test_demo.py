@@ -162,6 +162,18 @@ def test_dry_run_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert not out.exists()
 
 
+def test_videos_only_makes_videos_and_annotations(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["demo", "--out", str(tmp_path / "m"), "--minutes", "1", "--videos-only", "--json"]
+    assert run([*arguments, "--dry-run"]) == 0
+    assert json.loads(capfd.readouterr().out)["videos"] == 3
+    assert not (tmp_path / "m").exists()
+    assert run(arguments) == 0
+    assert {path.name for path in (tmp_path / "m").iterdir()} == {"videos", "annotations.json"}
+    assert len(load_annotations(json.loads(capfd.readouterr().out)["annotations"]).videos) == 3
+
+
 @pytest.mark.parametrize(
     "arguments", [["--detectors", "no-such"], ["--detectors", ","], ["--minutes", "0"]], ids=str
 )
