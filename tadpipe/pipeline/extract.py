@@ -219,6 +219,7 @@ class ExtractRun:
         self.progress = progress
         self.content = ContentIndex(report.store)
         self.copies: dict[str, list[str]] = {}  # content in flight -> other names of it
+        self.commits: set[str] = set()  # that the store's catalogue was made of
         self.started = time.monotonic()
 
     def over(self, files: Sequence[VideoFile]) -> None:
@@ -254,6 +255,7 @@ class ExtractRun:
                 decoded = video.frames_decoded if each == name else 0
                 self._failed(each, sha256, video.error, decoded, video.seconds)
             return
+        self.look_again()
         if self.store.has_content(self.report.fid, sha256):  # another writer was quicker
             for each in (name, *copies):
                 self._reused(each, sha256)
@@ -284,6 +286,13 @@ class ExtractRun:
         self._record(outcome, sha256)
         for copy in copies:
             self._reused(copy, sha256)
+
+    def look_again(self) -> None:
+        """See what other writers committed meanwhile."""
+        commits = set(self.store.backend.commit_ids(self.report.fid))
+        if commits != self.commits:
+            self.store.note_committed(self.report.fid)
+            self.commits = commits
 
     def _say_if_renamed(self, name: str, sha256: str) -> None:
         """A name that meant another file means this one from now on."""
