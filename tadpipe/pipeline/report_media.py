@@ -35,7 +35,8 @@ def films_of(files: Mapping[str, Path], out: Path, progress: Progress) -> dict[s
     strips: dict[str, Strip] = {}
     if pictures:
         progress.begin("pictures", len(files), "video")
-        for name, strip in picture_strips(files, pictures):
+        most_bytes = STRIP_BYTES * 3 // 4 // len(files)  # base64 makes four of three
+        for name, strip in picture_strips(files, pictures, most_bytes):
             strips[name] = strip
             progress.advance()
         progress.end()

@@ -2,7 +2,8 @@
 
 Everything that comes from files (names, labels, messages) travels as JSON and reaches the page as
 text, never as markup. The content security policy lets the page run only the scripts whose hashes
-it states, and connect to nothing; videos may be played from beside the page.
+it states, and connect to nothing; videos may be played from beside the page. The chart library
+stands in it as text and is run with the first chart, when the table and the viewer are drawn.
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ def page_html(
         "charts": [chart.to_mapping() for chart in charts],
         "viewer": viewer,
     }
-    scripts = [chart_library(), "\n".join(asset(name) for name in SCRIPTS)]
-    inline = "\n".join(f"<script>{script}</script>" for script in scripts)
+    own = "\n".join(asset(name) for name in SCRIPTS)
     parts = {
-        "POLICY": POLICY.format(hashes=" ".join(map(_hash, scripts))),
+        "POLICY": POLICY.format(hashes=" ".join(map(_hash, (chart_library(), own)))),
         "TITLE": escape(title),
         "VERSION": escape(__version__),
         "STYLE": asset("page.css"),
         "DATA": embedded_json(document),
-        "SCRIPTS": inline,
+        "LIBRARY": chart_library(),
+        "SCRIPT": own,
     }
     pieces = re.split(r"<!--([A-Z]+)-->", asset("page.html"))  # text, name, text, name, ...
     return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))

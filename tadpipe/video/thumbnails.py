@@ -24,7 +24,7 @@ from tadpipe.video.messages import LineChannel, Message
 from tadpipe.video.packets import shown
 
 WIDTH, HEIGHT = 128, 72  # pixels of a picture; others are letterboxed
-JPEG_SCALE = 6  # quantiser of the encoder, 2 (best) to 31
+JPEG_SCALES = (6, 9, 13, 20, 31)  # quantisers of the encoder, the first that is small enough
 TIMEOUT_SEC = 20.0  # for one video
 START_SEC = 120.0  # for the child's imports, on a busy machine
 MOST_PIXELS = 8192 * 8192
@@ -39,14 +39,20 @@ class Strip(NamedTuple):
     problem: str = ""  # why there are none
 
 
-def picture_strips(files: Mapping[str, Path], pictures: int) -> Iterator[tuple[str, Strip]]:
-    """A strip of `pictures` pictures for each file, by its name."""
+def picture_strips(
+    files: Mapping[str, Path], pictures: int, most_bytes: int
+) -> Iterator[tuple[str, Strip]]:
+    """A strip of `pictures` pictures for each file, by its name.
+
+    Args:
+        most_bytes: of a JPEG; busy pictures become coarser for it, then fewer.
+    """
     child: _Child | None = None
     try:
         for name, path in files.items():
             child = child or _Child()
             try:
-                answer = child.ask(path, pictures)
+                answer = child.ask(path, pictures, most_bytes)
             except (EOFError, OSError, TimeoutError) as error:
                 child.end()
                 child = None
@@ -61,7 +67,7 @@ def picture_strips(files: Mapping[str, Path], pictures: int) -> Iterator[tuple[s
             child.end()
 
 
-def picture_strip(path: str, pictures: int) -> tuple[bytes, int]:
+def picture_strip(path: str, pictures: int, most_bytes: int) -> tuple[bytes, int]:
     """The JPEG of a video and how many pictures it holds.
 
     Raises:
@@ -84,7 +90,23 @@ def picture_strip(path: str, pictures: int) -> tuple[bytes, int]:
             frames.append(_boxed(frame))
     if not frames:
         raise ValueError("no picture could be decoded")
-    return _jpeg(np.concatenate(frames, axis=1)), len(frames)
+    return _fitting_jpeg(frames, most_bytes)
+
+
+def _fitting_jpeg(frames: list[np.ndarray], most_bytes: int) -> tuple[bytes, int]:
+    """The finest JPEG of all pictures that is small enough, else of every 2nd, 4th, ... of them.
+
+    A single picture at the coarsest is taken as it comes.
+    """
+    while True:
+        pixels = np.concatenate(frames, axis=1)
+        for scale in JPEG_SCALES:
+            jpeg = _jpeg(pixels, scale)
+            if len(jpeg) <= most_bytes:
+                return jpeg, len(frames)
+        if len(frames) == 1:
+            return jpeg, 1
+        frames = frames[::2]
 
 
 def _boxed(frame: av.VideoFrame) -> np.ndarray:
@@ -99,14 +121,14 @@ def _boxed(frame: av.VideoFrame) -> np.ndarray:
     return box
 
 
-def _jpeg(pixels: np.ndarray) -> bytes:
-    """[H, W, 3] uint8 as a JPEG file."""
+def _jpeg(pixels: np.ndarray, scale: int) -> bytes:
+    """[H, W, 3] uint8 as a JPEG file; `scale` is 2 (best) to 31."""
     memory = io.BytesIO()
     with av.open(memory, "w", format="image2pipe") as container:
         stream = container.add_stream("mjpeg", rate=1)
         stream.height, stream.width = pixels.shape[:2]
         stream.pix_fmt = "yuvj420p"
-        stream.options = {"qmin": str(JPEG_SCALE), "qmax": str(JPEG_SCALE)}
+        stream.options = {"qmin": str(scale), "qmax": str(scale)}
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -130,12 +152,12 @@ class _Child:
         self.channel = LineChannel(self.process.stdout.fileno(), self.process.stdin.fileno())
         self.is_ready = False
 
-    def ask(self, path: Path, pictures: int) -> Message:
+    def ask(self, path: Path, pictures: int, most_bytes: int) -> Message:
         """Raises EOFError or OSError when the child dies, TimeoutError when it hangs."""
         if not self.is_ready:
             self._receive(START_SEC)
             self.is_ready = True
-        self.channel.send({"path": os.fspath(path), "pictures": pictures})
+        self.channel.send({"path": os.fspath(path), "pictures": pictures, "most_bytes": most_bytes})
         return self._receive(TIMEOUT_SEC)
 
     def _receive(self, timeout_sec: float) -> Message:
@@ -165,7 +187,7 @@ def main() -> None:
             return
         assert request is not None
         try:
-            jpeg, count = picture_strip(request["path"], request["pictures"])
+            jpeg, count = picture_strip(request["path"], request["pictures"], request["most_bytes"])
             channel.send({"jpeg": base64.b64encode(jpeg).decode(), "pictures": count})
         except (FFmpegError, ValueError, OSError, MemoryError) as error:
             channel.send({"problem": str(error) or type(error).__name__})

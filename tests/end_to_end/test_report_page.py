@@ -34,7 +34,7 @@ HOSTILE = (
     "javascript:window.hacked=1",
     "{{constructor.constructor('window.hacked=1')()}}",
     "${window.hacked=1} \u2028 \u202e &lt;b&gt; datum.x",
-    "<!--DATA--><!--SCRIPTS-->",
+    "<!--DATA--><!--SCRIPT-->",
 )
 PLAYED = "play me: 100% #1?"
 LABELS = ("run", HOSTILE[1])

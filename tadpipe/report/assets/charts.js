@@ -25,7 +25,14 @@ function chartConfig() {
   };
 }
 
+// The library stands in the page as text, so that the table and the viewer need not wait for it.
+function runChartLibrary() {
+  if (window.vegaEmbed) return;
+  document.head.append(element("script", { textContent: byId("chart-library").textContent }));
+}
+
 async function drawChart(place) {
+  runChartLibrary();
   chartViews.get(place)?.finalize();
   const result = await vegaEmbed(place, place.spec, {
     actions: false, renderer: "svg", ast: true, config: chartConfig(),

@@ -21,7 +21,7 @@ def strips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Strip]:
     make_video(files["film"], frames=60)
     files["text"].write_text("no video")
     make_video(files["last"], frames=20)
-    return dict(picture_strips(files, 3))
+    return dict(picture_strips(files, 3, 100_000))
 
 
 def test_strip_is_a_jpeg_of_pictures_side_by_side(strips: dict[str, Strip]) -> None:
@@ -40,5 +40,16 @@ def test_file_that_is_no_video_says_so_and_stops_nothing(strips: dict[str, Strip
 
 
 def test_missing_file_has_no_pictures(tmp_path: Path) -> None:
-    ((_, strip),) = picture_strips({"gone": tmp_path / "gone.mp4"}, 2)
+    ((_, strip),) = picture_strips({"gone": tmp_path / "gone.mp4"}, 2, 100_000)
     assert (strip.data_url, strip.pictures) == (None, 0)
+
+
+def test_busy_pictures_become_coarser_then_fewer_to_fit(tmp_path: Path) -> None:
+    film = make_video(tmp_path / "film.mp4", frames=60)
+    sizes = []
+    for most_bytes in (100_000, 3_000, 2_000):
+        ((_, strip),) = picture_strips({"film": film}, 4, most_bytes)
+        assert strip.data_url is not None
+        jpeg = base64.b64decode(strip.data_url.removeprefix("data:image/jpeg;base64,"))
+        sizes.append((len(jpeg) <= most_bytes, strip.pictures))
+    assert sizes == [(True, 4), (True, 4), (True, 2)]
