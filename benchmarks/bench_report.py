@@ -2,7 +2,8 @@
 
 Three runs on 200 videos with 200 detections each, as results files, and a film of each video (one
 minute, 320 x 180) that pictures are taken of. The page is then opened in headless Chromium:
-first paint, and the time from moving the slider to the next frame on the screen.
+first paint, errors of the console with every chart drawn, and the time from moving the slider (with
+1 to 200 detections of each run) to the page being laid out anew and to the next painted frame.
 Run: python benchmarks/bench_report.py [--json PATH] [--videos N] [--keep FOLDER]
 """
 
@@ -33,18 +34,28 @@ RUNS, PER_VIDEO, ACTIONS, CLASSES = 3, 200, 3300, 20
 FILM_SEC, FILM_FPS, FILM_SIZE = 60, 25, (320, 180)
 SLIDER_STEPS = 30
 MEASURE_SLIDER = """
-const done = arguments[1], slider = document.getElementById('top-k'), taken = [];
-async function step(i) {
-  if (i === arguments[0]) return;
-  slider.value = String(1 + (i * 37) % 200);
-  const started = performance.now();
-  slider.dispatchEvent(new Event('input', { bubbles: true }));
-  document.body.getBoundingClientRect();
-  taken.push(performance.now() - started);
-  await new Promise(requestAnimationFrame);
-}
-(async () => { for (let i = 0; i < arguments[0]; i += 1) await step(i); done(taken); })();
+const [steps, done] = arguments;
+const slider = document.getElementById('top-k'), answered = [], painted = [];
+const afterPaint = () => new Promise((resolve) => requestAnimationFrame(() => {
+  const channel = new MessageChannel();
+  channel.port1.onmessage = resolve;
+  channel.port2.postMessage(0);
+}));
+(async () => {
+  for (let i = 0; i < steps; i += 1) {
+    slider.value = String(1 + (i * 37) % 200);
+    await afterPaint();
+    const started = performance.now();
+    slider.dispatchEvent(new Event('input', { bubbles: true }));
+    document.body.getBoundingClientRect();
+    answered.push(performance.now() - started);
+    await afterPaint();
+    painted.push(performance.now() - started);
+  }
+  done([answered, painted]);
+})();
 """
+PAINTED = "return performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null"
 
 
 def write_inputs(folder: Path, videos: int) -> tuple[Path, list[Path], Path]:
@@ -102,34 +113,68 @@ def cpu_sec() -> float:
     return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
 
 
-def measure_page(page: Path) -> dict[str, float] | None:
-    """First paint and slider in a browser; None without one."""
+def measure_page(page: Path) -> dict[str, Any] | None:
+    """First paint, slider and console in a browser; None without one."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if browser is None or driver is None:
         return None
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.support.ui import WebDriverWait
 
     options = Options()
     options.binary_location = browser
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,900"):
         options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     chrome = webdriver.Chrome(options=options, service=Service(driver))
     try:
         chrome.set_script_timeout(300)
         chrome.get(page.resolve().as_uri())
-        paint = chrome.execute_script(
-            "return performance.getEntriesByName('first-contentful-paint')[0].startTime"
-        )
-        taken = chrome.execute_async_script(MEASURE_SLIDER, SLIDER_STEPS)
+        paint = WebDriverWait(chrome, 60).until(lambda each: each.execute_script(PAINTED))
+        chrome.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+        cpu = _main_thread_sec(chrome)
+        answered, painted = chrome.execute_async_script(MEASURE_SLIDER, SLIDER_STEPS)
+        cpu = _main_thread_sec(chrome) - cpu
+        charts = _draw_charts(chrome)
+        messages = [entry["message"] for entry in chrome.get_log("browser")]
+        version = chrome.capabilities["browserVersion"]
     finally:
         chrome.quit()
     return {
+        "chromium": version,
         "first_paint_ms": paint,
-        "slider_ms_median": statistics.median(taken),
-        "slider_ms_maximum": max(taken),
+        "slider_ms_median": statistics.median(answered),
+        "slider_ms_maximum": max(answered),
+        "slider_painted_ms_median": statistics.median(painted),
+        "slider_painted_ms_maximum": max(painted),
+        "slider_cpu_ms_mean": 1000 * cpu / SLIDER_STEPS,
+        "charts": charts,
+        "console": messages,
     }
+
+
+def _main_thread_sec(chrome: Any) -> float:
+    """CPU time of the page's own thread so far, painting included."""
+    metrics = chrome.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    return next(each["value"] for each in metrics if each["name"] == "TaskDuration")
+
+
+def _draw_charts(chrome: Any) -> int:
+    """Scroll to every chart and wait until it is there."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    places = chrome.find_elements(By.CSS_SELECTOR, ".chart")
+    for place in places:
+        chrome.execute_script("arguments[0].scrollIntoView({ behavior: 'instant' })", place)
+        WebDriverWait(chrome, 60).until(
+            lambda each, place=place: each.execute_script(
+                "return arguments[0].querySelector('svg') !== null", place
+            )
+        )
+    return len(places)
 
 
 def main() -> None:
