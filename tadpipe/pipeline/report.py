@@ -163,14 +163,14 @@ def _systems(runs: Sequence[ScoredRun], progress: Progress) -> tuple[System, ...
 def _system(name: str, group: Sequence[ScoredRun]) -> System:
     """The runs of one group, the first of which stands for all where one has to."""
     first = group[0]
-    costs, views = [], ModelViews(None, None, ())
+    costs, views = [], ModelViews()
     if first.config:
         minutes = sum(first.scored_durations.values()) / 60
         try:
             costs = [measured_cost(run.path, minutes) for run in group]
             views = model_views(first.path, first.diagnosis.problem.truth)
         except (CheckpointError, ConfigError) as error:
-            views = ModelViews(None, None, (f"The model was left out: {error}",))
+            views = ModelViews(notes=(f"The model was left out: {error}",))
     notes = [note for run in group for note in notes_of(run, with_seed=len(group) > 1)]
     features = first.config.get("features") or []
     return System(
@@ -185,6 +185,7 @@ def _system(name: str, group: Sequence[ScoredRun]) -> System:
         notes=tuple(dict.fromkeys([*notes, *views.notes])),
         similarity=views.similarity,
         sensitivity=views.sensitivity,
+        frame_sensitivity=views.frame_sensitivity,
     )
 
 

@@ -1,12 +1,13 @@
 """What a report reads from the models of runs: their cost, and what they have learned to see.
 
 The similarity of features follows DyFADet (Yang et al., ECCV 2024, Fig. 5): the cosine between the
-features of a pyramid level at two times, as a matrix and as its mean. The sensitivity curves are
-those that ASL (Shao et al., ICCV 2023, Sec. 3.2, Eq. 3-4) learns per class.
+features of a pyramid level at two times, as a matrix and as its mean. What ASL learned of frames is
+in `report_sensitivity`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,20 +23,21 @@ from tadpipe.evaluation.tables import TruthTable
 from tadpipe.pipeline.compare_run import read_cost, window_flops
 from tadpipe.pipeline.feature_tables import StoreTable, open_tables
 from tadpipe.pipeline.recipe import MODEL_FILE, TrainedDetector, load_detector
+from tadpipe.pipeline.report_sensitivity import class_curves, frame_sensitivity, listed
 from tadpipe.pipeline.run_settings import run_stores
-from tadpipe.report.systems import Cost, LevelSimilarity, SensitivityCurves
+from tadpipe.report.systems import Cost, FrameSensitivity, LevelSimilarity, SensitivityCurves
 
 SIMILARITY_VIDEOS = 5  # that the mean is taken over
 MOST_ROWS = 120  # of a matrix on the page: the finest level that is no longer
-CURVE_POINTS = 41
 
 
 class ModelViews(NamedTuple):
     """What a model shows, and why it does not."""
 
-    similarity: LevelSimilarity | None
-    sensitivity: SensitivityCurves | None
-    notes: tuple[str, ...]
+    similarity: LevelSimilarity | None = None
+    sensitivity: SensitivityCurves | None = None
+    frame_sensitivity: tuple[FrameSensitivity, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def measured_cost(run: Path, minutes: float) -> Cost:
@@ -70,48 +72,46 @@ def model_views(run: Path, truth: TruthTable) -> ModelViews:
         CheckpointError: the weights are damaged.
     """
     if not (run / MODEL_FILE).is_file():
-        return ModelViews(None, None, (f"No {MODEL_FILE}: nothing is shown of the model.",))
+        return ModelViews(notes=(f"No {MODEL_FILE}: nothing is shown of the model.",))
     trained = load_detector(run)
-    sensitivity = None
+    views = ModelViews()
     if isinstance(trained.model, Asl) and trained.model.config.class_level == "learned":
-        sensitivity = _sensitivity(trained.model, trained.recipe.labels)
-    notes: tuple[str, ...] = ()
-    similarity = None
+        views = views._replace(sensitivity=class_curves(trained.model, trained.recipe.labels))
     if not hasattr(trained.model, "neck"):
-        notes = (f"{trained.recipe.detector} has no feature pyramid: no similarity by level.",)
-    else:
-        try:
-            similarity = _similarity(trained, truth)
-        except StoreError as error:
-            notes = (f"No similarity of features by level: {error}",)
-    return ModelViews(similarity, sensitivity, notes)
+        note = f"{trained.recipe.detector} has no feature pyramid: no similarity by level."
+        return views._replace(notes=(note,))
+    try:
+        source = _source(trained)
+    except StoreError as error:
+        note = f"Nothing that needs the features of the videos is shown of the model: {error}"
+        return views._replace(notes=(note,))
+    videos = _with_most_actions(truth, set(source.names))
+    views = views._replace(similarity=_similarity(trained, truth, source, videos))
+    if isinstance(trained.model, Asl) and trained.model.config.instance_level:
+        found = frame_sensitivity(trained, truth, source, videos)
+        views = views._replace(frame_sensitivity=found)
+    return views
 
 
-def _sensitivity(model: Asl, labels: tuple[str, ...]) -> SensitivityCurves:
-    """The learned Gaussians of every class over an action."""
-    position = torch.linspace(-0.5, 0.5, CURVE_POINTS)
-    classes = torch.arange(len(labels))
-    with torch.no_grad():
-        found = model.ase.class_sensitivity(
-            position.expand(len(labels), -1), classes[:, None].expand(-1, CURVE_POINTS)
-        )
-    return SensitivityCurves(labels, _listed(position), _listed(found.cls), _listed(found.loc))
-
-
-def _similarity(trained: TrainedDetector, truth: TruthTable) -> LevelSimilarity | None:
-    """Of the videos with most actions that the run's own stores hold; None without any.
+def _source(trained: TrainedDetector) -> FeatureSource:
+    """The features that the run was trained on.
 
     Raises:
         StoreError: a store is not there or holds no such features.
     """
-    recipe = trained.recipe
     tables: list[StoreTable] = []
-    for store, spec in zip(run_stores(trained.run), recipe.features, strict=False):
+    for store, spec in zip(run_stores(trained.run), trained.recipe.features, strict=False):
         tables += open_tables([store], backbone=spec.backbone, stride=spec.stride)
     if not tables:
         raise StoreError("The run has no store of features.", str(trained.run))
-    source = FeatureSource(tables)
-    videos = _with_most_actions(truth, set(source.names))
+    return FeatureSource(tables)
+
+
+def _similarity(
+    trained: TrainedDetector, truth: TruthTable, source: FeatureSource, videos: Sequence[str]
+) -> LevelSimilarity | None:
+    """Mean over these videos, and the matrix of the first; None without any."""
+    recipe = trained.recipe
     totals: list[list[float]] = []
     shown: tuple[str, int, list[list[float]], list[tuple[float, float]]] | None = None
     for video in videos:
@@ -133,11 +133,11 @@ def _similarity(trained: TrainedDetector, truth: TruthTable) -> LevelSimilarity 
                     truth.start_sec[rows].tolist(), truth.end_sec[rows].tolist(), strict=True
                 )
             ]
-            shown = (video, stride, _listed(levels[number]), actions)
+            shown = (video, stride, listed(levels[number]), actions)
     if shown is None:
         return None
     average = torch.tensor(totals, dtype=torch.float64).nanmean(dim=0)
-    return LevelSimilarity(_listed(average), *shown)
+    return LevelSimilarity(listed(average), *shown)
 
 
 def level_features(model: nn.Module, feats: Tensor) -> list[Tensor]:
@@ -177,9 +177,3 @@ def _mean_off_diagonal(matrix: Tensor) -> float:
     size = len(matrix)
     pairs = size * (size - 1)
     return float((matrix.sum() - matrix.diagonal().sum()) / pairs) if pairs else float("nan")
-
-
-def _listed(values: Tensor) -> list[Any]:
-    """Three digits; nested as deep as the tensor."""
-    rounded: list[Any] = values.double().mul(1000).round().div(1000).tolist()
-    return rounded

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tadpipe.report.chart import Chart, Row, by_run, layered, quantity, single_view, tips
-from tadpipe.report.systems import LevelSimilarity, SensitivityCurves, System
+from tadpipe.report.chart import Chart, Row, Spec, by_run, layered, quantity, single_view, tips
+from tadpipe.report.systems import FrameSensitivity, LevelSimilarity, SensitivityCurves, System
 
 SECTION = "Models"
 
@@ -24,6 +24,8 @@ def model_charts(systems: Sequence[System]) -> Iterator[Chart]:
     for system in systems:
         if system.sensitivity is not None:
             yield _sensitivity(system.name, system.sensitivity)
+        if system.frame_sensitivity:
+            yield _frame_sensitivity(system.name, system.frame_sensitivity)
 
 
 def _average_similarity(known: Sequence[tuple[str, LevelSimilarity]]) -> Chart:
@@ -116,3 +118,64 @@ def _sensitivity(name: str, curves: SensitivityCurves) -> Chart:
     )  # fmt: skip
     note = "Which part of an action its class and its ends depend on, as learned per class."
     return Chart(SECTION, f"Sensitivity within an action: {name}", note, spec)
+
+
+def _frame_sensitivity(name: str, actions: Sequence[FrameSensitivity]) -> Chart:
+    """Curves over the seconds of a chosen action, as in ASL's Fig. 4."""
+    titles = [
+        f"{i + 1}. {a.label}, {a.video}, {a.start_sec:.1f} to {a.end_sec:.1f} s"
+        for i, a in enumerate(actions)
+    ]
+    rows = [
+        {"action": title, "second": second, "task": task, "part": part, "value": value}
+        for title, action in zip(titles, actions, strict=True)
+        for task, part, values in (
+            ("classification", "frame", action.classification),
+            ("classification", "class alone", action.class_classification),
+            ("localisation", "frame", action.localisation),
+            ("localisation", "class alone", action.class_localisation),
+        )
+        for second, value in zip(action.time_sec, values, strict=True)
+    ]
+    ends = [
+        {"action": title, "second": second}
+        for title, action in zip(titles, actions, strict=True)
+        for second in (action.start_sec, action.end_sec)
+    ]
+    x = quantity("second", "seconds of the video; lines: start and end", zero=False)
+    chosen = [{"filter": "datum.action === shown"}]
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "line", "point": {"size": 22}},
+            "transform": chosen,
+            "encoding": {
+                "x": x,
+                "y": quantity("value", "sensitivity h = p + q", zero=True),
+                "color": {"field": "task", "type": "nominal", "title": None,
+                          "scale": {"range": ["#0072B2", "#E69F00"]}, "legend": {"orient": "top"}},
+                "strokeDash": {"field": "part", "type": "nominal", "title": None,
+                               "scale": {"domain": ["frame", "class alone"],
+                                         "range": [[1, 0], [2, 3]]},
+                               "legend": {"orient": "top"}},
+                "tooltip": tips(task="sub-task", part="part", second="second",
+                                value="sensitivity"),
+            },
+        },
+        {
+            "data": {"values": ends},
+            "mark": {"type": "rule", "color": "#888", "strokeWidth": 2},
+            "transform": chosen,
+            "encoding": {"x": {"field": "second", "type": "quantitative"}},
+        },
+    ]  # fmt: skip
+    params = [{
+        "name": "shown",
+        "value": titles[0],
+        "bind": {"input": "select", "options": titles, "name": "action "},
+    }]  # fmt: skip
+    note = (
+        "How much each frame of one action weighs in training. Dotted: the part that all actions "
+        "of its class share."
+    )
+    spec = layered(rows, layers, params=params)
+    return Chart(SECTION, f"Sensitivity of the frames of an action: {name}", note, spec)

@@ -65,6 +65,20 @@ class SensitivityCurves(NamedTuple):
     localisation: list[list[float]]
 
 
+class FrameSensitivity(NamedTuple):
+    """What ASL makes of the frames of one action; a value for each point that answers for it."""
+
+    video: str
+    label: str
+    start_sec: float
+    end_sec: float
+    time_sec: list[float]
+    classification: list[float]  # h_cls = p_cls + q_cls
+    class_classification: list[float]  # p_cls, the part that all actions of the class share
+    localisation: list[float]  # h_loc = p_loc + q_loc
+    class_localisation: list[float]  # p_loc
+
+
 @dataclass(frozen=True)
 class System:
     """A detector trained one way, over its seeds."""
@@ -80,6 +94,7 @@ class System:
     notes: tuple[str, ...] = ()  # what was left out or is odd
     similarity: LevelSimilarity | None = None
     sensitivity: SensitivityCurves | None = None
+    frame_sensitivity: tuple[FrameSensitivity, ...] = ()
 
     @property
     def average_map(self) -> Spread:

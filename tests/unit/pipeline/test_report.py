@@ -62,6 +62,21 @@ def test_page_shows_cost_and_similarity_of_the_model(folder: Path) -> None:
     assert "Similarity of features by level" in titles
 
 
+def test_frame_sensitivity_of_asl_lies_in_the_action_above_the_part_of_its_class(
+    folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "asl"
+    train_detector(folder / "store.zarr", detector="asl", sets=SMALL, out=run, seed=0)
+    (system,) = write_report([run], out=tmp_path / "a.html", dry_run=True).systems
+    (shown, *_) = system.frame_sensitivity
+    assert shown.start_sec <= shown.time_sec[0] < shown.time_sec[-1] <= shown.end_sec
+    for whole, shared in (
+        (shown.classification, shown.class_classification),
+        (shown.localisation, shown.class_localisation),
+    ):
+        assert all(0 < h - p < 1 for h, p in zip(whole, shared, strict=True))  # q of Eq. 5
+
+
 def test_level_features_are_as_long_as_the_video_is(folder: Path) -> None:
     model, _, _ = load_detector(folder / "runs/actionformer/seed0")
     levels = level_features(model, torch.zeros(4, 21))

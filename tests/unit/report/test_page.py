@@ -16,7 +16,13 @@ from tadpipe.report.diagnosis_charts import diagnosis_charts
 from tadpipe.report.model_charts import model_charts
 from tadpipe.report.overview_charts import overview_charts
 from tadpipe.report.page import embedded_json, page_html
-from tadpipe.report.systems import Cost, LevelSimilarity, SensitivityCurves, System
+from tadpipe.report.systems import (
+    Cost,
+    FrameSensitivity,
+    LevelSimilarity,
+    SensitivityCurves,
+    System,
+)
 from tests.unit.report.test_viewer import make_system
 
 NAMES = ("one", "</script><b>two")
@@ -26,10 +32,12 @@ def two_systems() -> list[System]:
     plain = make_system().__dict__
     similarity = LevelSimilarity([0.2, 0.5], "one", 2, [[1.0, 0.5], [0.5, 1.0]], [(0.0, 1.5)])
     curves = SensitivityCurves(("run", "jump"), [-0.5, 0.5], [[0.2, 0.3]] * 2, [[1.0, 0.9]] * 2)
+    frames = FrameSensitivity("one", "run", 0.0, 4.0, [1.0, 2.0], *[[0.2, 0.3]] * 4)
     costs = (Cost(1_000_000, 2.0), Cost(2_000_000, 3.5, 10.0, 2**20, "made up", 0.5))
     return [
         System(**{**plain, "name": name, "cost": cost, "similarity": similarity,
-                  "sensitivity": curves, "scores": plain["scores"] * 2})
+                  "sensitivity": curves, "frame_sensitivity": (frames,),
+                  "scores": plain["scores"] * 2})
         for name, cost in zip(NAMES, costs, strict=True)
     ]  # fmt: skip
 
