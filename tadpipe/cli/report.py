@@ -73,15 +73,17 @@ def report(
     Example: tadpipe report runs/actionformer runs/tridet --out report.html
     """
     from tadpipe.pipeline.report import write_report
+    from tadpipe.pipeline.report_runs import find_runs
     from tadpipe.pipeline.run_settings import run_settings
     from tadpipe.project import Project
 
     project = Project.find()
-    if annotations is None and all(run_settings(run).annotations is None for run in runs):
+    found = find_runs(runs)
+    if annotations is None and all(run_settings(run).annotations is None for run in found):
         annotations, dataset = project.annotations, first(dataset, project.dataset)
     own_videos = (project.videos,) if project.videos and project.videos.is_dir() else ()
     result = write_report(
-        runs,
+        found,
         out=out,
         annotations=annotations,
         dataset=dataset,
