@@ -94,6 +94,18 @@ from tadpipe.cli.options import (
     help="A file that ends early: leave it out, or keep what can be decoded.",
 )
 @click.option("--shard", default=None, metavar="I/N", help="Job I of N takes every N-th video.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Processes that share the videos, a GPU each.  [default: this one]",
+)
+@click.option(
+    "--scheduler",
+    default=None,
+    metavar="ADDRESS",
+    help="Of a Dask cluster that does the work, as tcp://node1:8786, or its scheduler file.",
+)
 @seed_option
 @dry_run_option
 @shared_options
@@ -123,6 +135,8 @@ def extract(
     decode_timeout: float,
     on_truncated: Literal["skip", "keep"],
     shard: str | None,
+    workers: int | None,
+    scheduler: str | None,
     seed: int,
     dry_run: bool,
     as_json: bool,
@@ -164,6 +178,8 @@ def extract(
         decode_timeout_sec=decode_timeout,
         on_truncated=on_truncated,
         shard_of=_shard(shard),
+        workers=workers,
+        scheduler=scheduler,
         seed=seed,
         dry_run=dry_run,
         progress=terminal_progress(as_json),

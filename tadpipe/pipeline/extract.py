@@ -71,6 +71,8 @@ def extract(
     decode_timeout_sec: float = 60.0,
     on_truncated: Literal["skip", "keep"] = "skip",
     shard_of: tuple[int, int] | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
     seed: int = 0,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -102,6 +104,9 @@ def extract(
         feature_dtype: how rows are stored.
         on_truncated: "skip" a file that ends early, or "keep" what can be decoded.
         shard_of: (i, n) takes every n-th video from the i-th on.
+        workers: processes that share the videos, each with a backbone of its own and, where there
+            are GPUs, one of them; None and 1 extract in this process.
+        scheduler: address of a Dask cluster whose workers do it instead.
         seed: of random weights.
     Returns:
         What became of each video; `exit_code` is 3 when some failed.
@@ -113,38 +118,64 @@ def extract(
     if shard_of is not None:
         files = shard(files, *shard_of)
     annotated = _read_annotations(annotations, dataset)
-    device = resolve_device(device)
+    shared = scheduler is not None or (workers or 1) > 1
+    load_on = "cpu" if shared else resolve_device(device)  # of several, the workers compute
     choices = Choices(backbone, stride, clip_len, frame_interval, anchor, fps, pixels)
     if recipe is not None:
         choices = with_recipe(choices, recipe)
     handling: Handling = (on_truncated, dtype, feature_dtype)
     tuned = tuned_backbone(weights)
     if tuned is None:
-        model, spec = as_chosen(choices, weights, handling, device, compile, batch, seed)
+        model, spec = as_chosen(choices, weights, handling, load_on, compile, batch, seed)
         known = None if weights is None else KnownWeights(weights, seed)
     else:
-        model, spec = as_tuned(tuned, choices, handling, device, compile)
+        model, spec = as_tuned(tuned, choices, handling, load_on, compile)
         known = KnownWeights(tuned.file)
     if flow is not None and model.pixels.channels == 2:
         model.pixels = replace(model.pixels, colour="flow-files")
         spec = replace(spec, pixels=model.pixels)
     if known is not None and not dry_run:
         remember_weights(spec.adapter_sha256 or spec.weights_sha256, known)
-    report = extract_features(
-        files,
-        model,
-        spec,
-        store=store,
-        annotations=annotated.raw,
-        flow=None if flow is None else Path(flow),
-        device=device,
-        batch=batch,
-        pad=compile,
-        decoder=decoder,
-        decode_timeout_sec=decode_timeout_sec,
-        dry_run=dry_run,
-        progress=progress,
-    )
+    flow = None if flow is None else Path(flow)
+    if shared and not dry_run:
+        from tadpipe.pipeline.extract_cluster import extract_on_cluster  # Dask takes a second
+        from tadpipe.pipeline.extract_worker import Job
+
+        del model
+        report = extract_on_cluster(
+            files,
+            Job(
+                store=str(store),
+                spec=spec,
+                weights=known,
+                flow=flow,
+                device=device,
+                batch=batch,
+                compile=compile,
+                decoder=decoder,
+                decode_timeout_sec=decode_timeout_sec,
+            ),
+            workers=workers,
+            scheduler=scheduler,
+            annotations=annotated.raw,
+            progress=progress,
+        )
+    else:
+        report = extract_features(
+            files,
+            model,
+            spec,
+            store=store,
+            annotations=annotated.raw,
+            flow=flow,
+            device=load_on,
+            batch=batch,
+            pad=compile,
+            decoder=decoder,
+            decode_timeout_sec=decode_timeout_sec,
+            dry_run=dry_run,
+            progress=progress,
+        )
     report.annotated_without_video = annotated.without(files)
     return report
 

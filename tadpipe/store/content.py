@@ -42,6 +42,15 @@ class ContentIndex:
             except (ValueError, TypeError):
                 logger.warning("%s: unreadable line left out", self.path)
 
+    def known(self, path: str | Path) -> str | None:
+        """The hash that is remembered, None where the file would have to be read.
+
+        Raises:
+            OSError: no such file.
+        """
+        status = os.stat(path)
+        return self._known.get((os.path.abspath(path), status.st_size, status.st_mtime_ns))
+
     def sha256(self, path: str | Path) -> str:
         """SHA-256 of a file's bytes, hexadecimal.
 

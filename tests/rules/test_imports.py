@@ -42,7 +42,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         BASE
         | {"video", "store", "backbones", "detectors", "datasets", "training", "evaluation"}
         | {"report", "sampling", "resample", "class_scores"},
-        {"torch", "numpy", "av", "safetensors", "yaml", "pympi", "webvtt"},
+        {"torch", "numpy", "av", "safetensors", "yaml", "pympi", "webvtt", "dask", "distributed"},
     ),
     "cli": (BASE | {"pipeline", "detectors", "backbones", "datasets"}, {"click", "tqdm"}),
 }

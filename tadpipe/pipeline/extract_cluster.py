@@ -1,0 +1,397 @@
+"""Extraction by many worker processes: the side of the command that hands out the videos.
+
+Groups of videos go to Dask workers (`pipeline/extract_worker.py`), small outcomes come back, and
+features go straight from a worker into the store. Nothing is taken for done before it is
+committed. A group whose worker died is given out again, each video alone; a video that kills
+worker after worker is recorded as `worker-died` and the run goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, as_completed
+
+from tadpipe.backbones.loading import RANDOM
+from tadpipe.errors import ConfigError, StoreError, TadpipeError, VideoReason
+from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
+from tadpipe.pipeline.extract_worker import Job, Sent, close_sessions, extract_group
+from tadpipe.pipeline.local_workers import local_workers
+from tadpipe.pipeline.progress import Progress
+from tadpipe.pipeline.video_files import VideoFile, printable
+from tadpipe.store.content import ContentIndex
+from tadpipe.store.feature_store import HDF5_SUFFIXES, FeatureStore
+from tadpipe.store.ledger import LedgerRow
+
+logger = logging.getLogger(__name__)
+
+MOST_DEATHS = 3  # of workers with the same video, before it is left out
+GROUP_VIDEOS = 8
+GROUP_BYTES = 256e6
+KNOWN_COST = 1 / 32  # of a video that is stored already, in videos to do
+AHEAD = 2  # groups handed out per worker
+LOOK_SEC = 30.0  # without an outcome, until we look whether there are workers at all
+CONNECT_SEC = 10.0
+UNREACHABLE = (OSError, TimeoutError, CancelledError, asyncio.CancelledError)
+Answer = TypeVar("Answer")
+
+
+def extract_on_cluster(
+    files: Sequence[VideoFile],
+    job: Job,
+    *,
+    workers: int | None,
+    scheduler: str | None,
+    annotations: bytes | None,
+    progress: Progress,
+) -> ExtractReport:
+    """Extract on `workers` new processes of this machine, or on the cluster of a scheduler.
+
+    Args:
+        scheduler: its address, or the file that `dask scheduler --scheduler-file` wrote.
+    Raises:
+        ConfigError: no scheduler there, or a store that takes one writer only.
+        TadpipeError: the scheduler is lost, or a worker cannot do its work.
+    """
+    started = time.monotonic()
+    _check(job.store, workers, scheduler)
+    report = ExtractReport(Path(job.store), job.spec.fid)
+    job = _with_absolute_paths(job)
+    connected = local_workers(workers, job.device) if workers else _cluster_of(str(scheduler))
+    run: _ClusterRun | None = None
+    try:
+        with connected as client:
+            store = FeatureStore.create(job.store)
+            if annotations is not None:
+                store.set_annotations(annotations)
+            run = _ClusterRun(client, job, store, progress)
+            run.over(files)
+    except BaseException:  # Ctrl-C too: what local workers had finished is committed here
+        if run is not None:
+            with _told(StoreError):
+                run.write(())
+        raise
+    report.videos = list(run.outcomes.values())
+    report.seconds = time.monotonic() - started
+    return report
+
+
+@dataclass
+class _Unit:
+    """What one worker has to do in one go: a video, or several that have the same content."""
+
+    videos: tuple[Sent, ...]
+    is_stored: bool  # as far as is known without reading the file
+    deaths: int = 0
+
+    @property
+    def cost(self) -> float:
+        return KNOWN_COST if self.is_stored else 1.0
+
+    @property
+    def bytes(self) -> int:
+        return 0 if self.is_stored else self.videos[0].size_bytes or 0
+
+
+class _ClusterRun:
+    """One pass over the videos with whatever workers there are."""
+
+    def __init__(self, client: Client, job: Job, store: FeatureStore, progress: Progress) -> None:
+        self.client = client
+        self.job = job
+        self.store = store
+        self.progress = progress
+        self.outcomes: dict[Path, VideoOutcome] = {}
+        self._waiting: deque[_Unit] = deque()
+        self._handed_out: dict[Future, list[_Unit]] = {}
+        self._units: dict[Path, _Unit] = {}
+        self._done = self._completed()
+        self._plugin = f"tadpipe-{uuid.uuid4().hex}"
+        self._address = str(client.scheduler_info()["address"])
+        self._started = time.monotonic()
+        self._rows = 0
+
+    def over(self, files: Sequence[VideoFile]) -> None:
+        self._ask(lambda: self.client.register_plugin(_CommitAtExit(), name=self._plugin))
+        self.progress.begin("extract", len(files), "video")
+        try:
+            self._waiting.extend(_units(files, self.store, self.job.spec.fid))
+            while self._waiting:
+                self._work_off()
+                self._commit()
+        except BaseException:
+            self._leave()
+            raise
+        finally:
+            self.progress.end()
+        self._ask(lambda: self.client.unregister_worker_plugin(self._plugin))
+
+    def _work_off(self) -> None:
+        """Keep every worker busy, and no more than a little ahead, until nothing waits."""
+        while self._waiting or self._handed_out:
+            workers = max(self._workers(), 1)  # a cluster may start workers as there is work
+            while self._waiting and len(self._handed_out) < AHEAD * workers:
+                self._hand_out(self._next_group(workers))
+            future, outcome = self._next_outcome()
+            self._take(future, self._handed_out.pop(future), outcome)
+
+    def _next_group(self, workers: int) -> list[_Unit]:
+        """Large groups first, small ones towards the end; whatever failed before goes alone."""
+        room = min(GROUP_VIDEOS, max(1, len(self._waiting) // (2 * AHEAD * workers)))
+        group = [self._waiting.popleft()]
+        while (
+            self._waiting
+            and not group[0].deaths
+            and not self._waiting[0].deaths
+            and sum(unit.cost for unit in (*group, self._waiting[0])) <= room
+            and sum(unit.bytes for unit in (*group, self._waiting[0])) <= GROUP_BYTES
+        ):
+            group.append(self._waiting.popleft())
+        return group
+
+    def _hand_out(self, group: list[_Unit]) -> None:
+        sent = [video for unit in group for video in unit.videos]
+        key = f"tadpipe-extract-{uuid.uuid4().hex}"
+        future = self.client.submit(extract_group, self.job, sent, key=key, pure=False)
+        self._handed_out[future] = group
+        self._units.update({video.file.path: unit for unit in group for video in unit.videos})
+        self._done.add(future)
+
+    def _next_outcome(self) -> tuple[Future, Any]:
+        while True:
+            try:
+                found: tuple[Future, Any] = next(self._done)
+                return found
+            except TimeoutError:
+                if not self._workers():
+                    logger.warning("no workers at the moment; waiting for some to join")
+            self._done = self._completed()
+
+    def _completed(self) -> as_completed:
+        """Those handed out as they end; gives up after a while, so that one can look around."""
+        return as_completed(
+            list(self._handed_out),
+            loop=self.client.loop,
+            with_results=True,
+            raise_errors=False,
+            timeout=LOOK_SEC,
+        )
+
+    def _take(self, future: Future, group: list[_Unit], outcome: Any) -> None:
+        if future.cancelled():
+            raise self._lost()
+        if future.status == "finished":
+            self._record(group, outcome)
+            return
+        _, error, trace = outcome
+        if isinstance(error, KilledWorker):
+            # Alone, every death was this video's; in a group it may have been another's.
+            deaths = 1 + error.allowed_failures if len(group) == 1 else 1
+            logger.warning("a worker died; what it was doing is given to another")
+            self._failed(group, deaths, VideoReason.WORKER_DIED, "its worker process died")
+        elif isinstance(error, TadpipeError):
+            raise error
+        else:
+            what = f"{type(error).__name__}: {error}"
+            logger.warning("a worker failed: %s", what, exc_info=(type(error), error, trace))
+            memory = "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError)
+            reason = VideoReason.OUT_OF_MEMORY if memory else VideoReason.WORKER_DIED
+            self._failed(group, 1, reason, what)
+
+    def _record(self, group: list[_Unit], outcomes: Sequence[VideoOutcome]) -> None:
+        """Note what came of the videos; whatever a leaving worker left over goes back."""
+        found: dict[str, deque[VideoOutcome]] = {}
+        for outcome in outcomes:
+            found.setdefault(outcome.name, deque()).append(outcome)
+        for unit in reversed(group):
+            left = []
+            for sent in unit.videos:
+                if found.get(sent.file.name):
+                    self._note(sent, found[sent.file.name].popleft())
+                else:
+                    left.append(sent)
+            if left:
+                self._waiting.appendleft(_Unit(tuple(left), unit.is_stored, unit.deaths))
+
+    def _note(self, sent: Sent, outcome: VideoOutcome) -> None:
+        is_new = sent.file.path not in self.outcomes
+        self.outcomes[sent.file.path] = outcome
+        if outcome.status == "done":
+            self._rows += outcome.rows
+        if is_new:
+            rate = self._rows / max(time.monotonic() - self._started, 1e-9)
+            self.progress.advance(note=f"{rate:.0f} snippets/s")
+
+    def _failed(self, group: list[_Unit], deaths: int, reason: VideoReason, message: str) -> None:
+        """Give the group out again, each unit alone, but for those that had their chances."""
+        lost: list[VideoOutcome] = []
+        for unit in reversed(group):
+            unit.deaths += deaths
+            if unit.deaths < MOST_DEATHS:
+                self._waiting.appendleft(unit)
+                continue
+            for sent in unit.videos:
+                text = f"{message}, time after time: {printable(sent.file.path)}"
+                outcome = VideoOutcome(sent.file.name, "failed", reason.value, text)
+                lost.append(outcome)
+                self._note(sent, outcome)
+        self.write(lost)
+
+    def _commit(self) -> None:
+        """Make everything visible; whatever is not there in the end has to be done again."""
+        self._ask(lambda: self.client.run(_close_sessions, on_error="ignore"))
+        self.write(())
+        stored = self.store.videos(self.job.spec.fid)
+        missing = [
+            self._units[path]
+            for path, outcome in self.outcomes.items()
+            if outcome.status != "failed" and outcome.name not in stored
+        ]
+        for unit in {id(unit): unit for unit in missing}.values():
+            self._failed([unit], 1, VideoReason.WORKER_DIED, "its features never arrived")
+
+    def write(self, failed: Sequence[VideoOutcome]) -> None:
+        """Commit what dead workers had finished, and record what no worker could do."""
+        with self.store.writer(self.job.spec) as writer:
+            for outcome in failed:
+                row = LedgerRow(outcome.name, outcome.status, outcome.reason, outcome.message)
+                writer.record(row)
+
+    def _leave(self) -> None:
+        """Before an early end: workers that live on stop after the video they are at."""
+        if self.client.status == "running":
+            with suppress(*UNREACHABLE):
+                self.client.cancel(list(self._handed_out))
+                self.client.unregister_worker_plugin(self._plugin)
+
+    def _workers(self) -> int:
+        return len(self._ask(self.client.nthreads))
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        """What the scheduler says."""
+        try:
+            return question()
+        except UNREACHABLE:
+            raise self._lost() from None
+
+    def _lost(self) -> TadpipeError:
+        videos = sum(len(unit.videos) for group in self._handed_out.values() for unit in group)
+        return TadpipeError(
+            "The connection to the Dask scheduler was lost.",
+            f"{self._address}: {videos} videos were handed out, {len(self.outcomes)} were finished",
+            "Run the same command again once the scheduler is back: what was finished is kept.",
+        )
+
+
+class _CommitAtExit(WorkerPlugin):
+    """Lets a worker that is asked to stop commit what it has finished."""
+
+    async def teardown(self, worker: Worker) -> None:
+        del worker
+        await _close_sessions()
+
+
+async def _close_sessions() -> None:
+    await asyncio.to_thread(close_sessions)
+
+
+@contextmanager
+def _cluster_of(scheduler: str) -> Iterator[Client]:
+    """A client of the cluster that is there.
+
+    Raises:
+        ConfigError: nothing answers.
+    """
+    place = {"scheduler_file" if os.path.isfile(scheduler) else "address": scheduler}
+    try:
+        client = Client(**place, timeout=CONNECT_SEC, set_as_default=False)
+    except (*UNREACHABLE, ValueError, ImportError) as error:
+        raise ConfigError(
+            "No Dask scheduler answers.",
+            f"--scheduler {scheduler}: {error}",
+            "Start one with dask scheduler, and workers with dask worker ADDRESS --nthreads 1.",
+        ) from None
+    with client:
+        if any(threads > 1 for threads in client.nthreads().values()):
+            logger.warning("a worker does one video at a time: start them with --nthreads 1")
+        yield client
+
+
+def _with_absolute_paths(job: Job) -> Job:
+    """The job as any machine with the same file systems understands it."""
+    weights = job.weights
+    if weights is not None and weights.weights != RANDOM:
+        weights = weights._replace(weights=Path(os.path.abspath(weights.weights)))
+    return replace(
+        job,
+        store=job.store if "://" in job.store else os.path.abspath(job.store),
+        weights=weights,
+        flow=None if job.flow is None else Path(os.path.abspath(job.flow)),
+    )
+
+
+def _check(store: str, workers: int | None, scheduler: str | None) -> None:
+    if workers and scheduler:
+        raise ConfigError(
+            "--workers starts processes here, --scheduler uses those of a cluster.",
+            f"--workers {workers} --scheduler {scheduler}",
+            "Give one of them; the cluster has the workers that were started for it.",
+        )
+    if Path(store).suffix.lower() in HDF5_SUFFIXES or Path(store).is_file():
+        raise ConfigError(
+            "An HDF5 store takes one writer at a time.",
+            store,
+            "Extract into a .zarr store, or leave --workers and --scheduler out.",
+        )
+
+
+def _units(files: Sequence[VideoFile], store: FeatureStore, fid: str) -> list[_Unit]:
+    """The videos as they are handed out; the names of one content stay together.
+
+    Only files of equal size can be copies, so that no other is read here.
+    """
+    index = ContentIndex(store.path)
+    sent = [_sent(file) for file in files]
+    sizes = Counter(each.size_bytes for each in sent)
+    units: dict[str, _Unit] = {}
+    for each in sent:
+        path = each.file.path
+        content = None
+        if each.size_bytes is not None:
+            with suppress(OSError):  # the worker says what is wrong with it
+                content = index.known(path)
+                if content is None and sizes[each.size_bytes] > 1:
+                    content = index.sha256(path)
+        unit = units.setdefault(content or str(path), _Unit((), False))
+        unit.videos = (*unit.videos, each)
+        unit.is_stored = content is not None and store.has_content(fid, content)
+    return list(units.values())
+
+
+def _sent(file: VideoFile) -> Sent:
+    path = Path(os.path.abspath(file.path))
+    try:
+        size_bytes = os.stat(path).st_size if os.access(path, os.R_OK) else None
+    except OSError:
+        size_bytes = None
+    return Sent(VideoFile(path, file.name), size_bytes)
+
+
+@contextmanager
+def _told(*kinds: type[Exception]) -> Iterator[None]:
+    """Log errors of these kinds: what ended the run before matters more."""
+    try:
+        yield
+    except kinds as error:
+        logger.error("%s", error)

@@ -1,0 +1,112 @@
+"""Worker processes on this machine: a Dask cluster that nobody else can reach.
+
+Everything listens on 127.0.0.1 and there is no dashboard, for Dask's messages carry pickles. A
+worker that dies is started again; threads, memory and GPUs are divided among the workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+import torch
+from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed.system import MEMORY_LIMIT
+
+from tadpipe.errors import ConfigError
+
+HOST = "127.0.0.1"
+SPAWN = "distributed.nanny.pre-spawn-environ"
+# What a worker does first. Ctrl-C reaches every process of the terminal, but the command alone
+# answers it; what is slow to import is there before the worker counts as one; the command has said
+# already that weights are random.
+PRELOAD = """
+import logging
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+import tadpipe.pipeline.extract_cluster
+
+logging.getLogger("tadpipe.backbones").setLevel(logging.ERROR)
+"""
+SETTINGS = {
+    # A worker has the group it works on and no other: a death speaks of that group alone.
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.deploy.lost-worker-timeout": "10 minutes",  # a busy machine starts one slowly
+    "distributed.worker.memory.target": False,  # there is nothing to spill
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": 0.95,
+    "distributed.worker.profile.enabled": False,
+}
+
+
+@contextmanager
+def local_workers(count: int, device: str) -> Iterator[Client]:
+    """A client of `count` new worker processes, which end with the block.
+
+    Raises:
+        ConfigError: `device` names one GPU for all of them.
+    """
+    gpus = _gpus(device)
+    memory = MEMORY_LIMIT // count
+    threads = os.environ.get("OMP_NUM_THREADS") or str(
+        max(1, len(os.sched_getaffinity(0)) // count)
+    )
+    workers: dict[int, dict[str, Any]] = {}
+    for number in range(count):
+        env = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+        workers[number] = {
+            "cls": Nanny,
+            "options": {
+                "host": HOST,
+                "nthreads": 1,
+                "memory_limit": memory,
+                "dashboard": False,
+                "env": env,
+                "preload": [PRELOAD],
+                "silence_logs": logging.CRITICAL,
+            },
+        }
+    scheduler = {"cls": Scheduler, "options": {"host": HOST, "port": 0, "dashboard": False}}
+    share = {f"{SPAWN}.{name}": threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    with (
+        _environment_kept(),
+        dask.config.set({**SETTINGS, **share}),
+        SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def _gpus(device: str) -> list[str]:
+    """The GPUs that the workers take turns at, as CUDA_VISIBLE_DEVICES names them."""
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return []
+    if ":" in device:
+        raise ConfigError(
+            "One GPU was named for several workers.",
+            f"device {device}",
+            "Use --device cuda: each worker takes one GPU. CUDA_VISIBLE_DEVICES says which.",
+        )
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Dask sets variables for its workers in this process too, and leaves them there."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
