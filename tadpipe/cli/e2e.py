@@ -58,6 +58,12 @@ from tadpipe.cli.options import (
 @click.option(
     "--unsampled",
     type=click.Choice(["forward", "store"]),
+@click.option(
+    "--egs-gradient",
+    type=click.Choice(["own", "interpolated"]),
+    default=None,
+    help="What they pass on: their own gradient (ETAD), or also that of those between.",
+)
     default=None,
     help="Features of the other clips: encoded too, or read from --features.",
 )
@@ -103,6 +109,7 @@ def e2e(
     representation: Literal["snippet", "frame"] | None,
     stride: int | None,
     detector: str | None,
+    egs_gradient: Literal["own", "interpolated"] | None,
     preset: str | None,
     sets: tuple[str, ...],
     subset: str | None,
@@ -142,6 +149,7 @@ def e2e(
         preset=first(preset, None if detector else project.preset),
         sets=sets,
         stride=first(stride, project.stride),
+        egs_gradient=egs_gradient,
         out=out,
         runs=project.runs,
         resume=resume,

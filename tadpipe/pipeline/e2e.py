@@ -77,6 +77,7 @@ def train_e2e(
     tune: Literal["adapter", "full", "frozen"] | None = None,
     egs: float | None = None,
     egs_strategy: str | None = None,
+    egs_gradient: Literal["own", "interpolated"] | None = None,
     unsampled: Literal["forward", "store"] | None = None,
     features: str | Path | None = None,
     representation: Literal["snippet", "frame"] | None = None,
@@ -106,6 +107,8 @@ def train_e2e(
         egs_strategy: how they are chosen: random, grid, block, fps, dpp.
         unsampled: "forward" encodes the other clips too, "store" reads them from `features`.
         representation: "snippet" (a vector per clip) or "frame" (a window is one line of clips).
+        egs_gradient: what they pass on: their own gradient, or also that of the clips between
+            them.
         detector, preset: as of `train_detector`; `sets` change the preset ("e2e.egs.ratio=0.5").
         stride: frames between grid steps; without it the preset's, else 4.
         out: run folder; without it, `runs`/e2e.
@@ -119,7 +122,7 @@ def train_e2e(
     """
     started = time.monotonic()
     device = own_device(resolve_device(device))
-    options = E2EOptions(adapter, tune, egs, egs_strategy, unsampled, representation)
+    options = E2EOptions(adapter, tune, egs, egs_strategy, egs_gradient, unsampled, representation)
     name = choose_preset(detector, preset)
     loaded = pixel_preset(load_preset(name, [*options.as_sets(), *sets], detector))
     pixels = plan_pixels(loaded, backbone, weights, stride=stride, device=device, seed=seed)
