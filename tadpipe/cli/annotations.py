@@ -20,6 +20,7 @@ TARGETS = (
     "vtt",
     "activitynet",
     "ego4d",
+    "epic",
 )
 
 
@@ -101,10 +102,29 @@ def import_labels(
     type=click.Path(path_type=Path),
     help="Files and folders; needed for cvat, which counts frames.",
 )
+@click.option(
+    "--nouns",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="For epic: detections of nouns; SOURCE holds those of verbs.",
+)
+@click.option(
+    "--supervision",
+    default=None,
+    metavar="PT,TL,TD",
+    help="For epic: levels 0..5 of pre-training, training labels and training data.",
+)
 @dry_run_option
 @shared_options
 def export_labels(
-    source: Path, target: str, out: Path, videos: tuple[Path, ...], dry_run: bool, as_json: bool
+    source: Path,
+    target: str,
+    out: Path,
+    videos: tuple[Path, ...],
+    nouns: Path | None,
+    supervision: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Write SOURCE, annotations or detections (JSON), as another program reads them.
 
@@ -112,5 +132,25 @@ def export_labels(
     """
     from tadpipe.pipeline.labels import export_labels as run
 
-    report = run(source, out, target, videos=videos, dry_run=dry_run)
+    report = run(
+        source,
+        out,
+        target,
+        videos=videos,
+        nouns=nouns,
+        supervision=_levels(supervision),
+        dry_run=dry_run,
+    )
     emit(as_json, report.to_mapping(), report.text())
+
+
+def _levels(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+        raise click.BadParameter(
+            f"{text} is not three numbers 0..5, for example 1,3,3.", param_hint="--supervision"
+        )
+    first, second, third = map(int, parts)
+    return first, second, third

@@ -1,7 +1,7 @@
-"""Labels in the JSON of annotation programs: VIA 3, Label Studio, FiftyOne; Ego4D's submission.
+"""Labels in the JSON of annotation programs: VIA 3, Label Studio, FiftyOne.
 
 Order: VIA (VGG Image Annotator, video project) -> Label Studio (task export) -> FiftyOne
-(FiftyOneTemporalDetectionDataset) -> Ego4D Moment Queries (challenge submission, written only).
+(FiftyOneTemporalDetectionDataset).
 """
 
 from __future__ import annotations
@@ -187,31 +187,6 @@ def write_fiftyone(path: Path, labelled: LabelledVideos, _times: VideoTimes) -> 
         for name, rows in labelled.entries.items()
     }
     _write(path, {"classes": labels, "labels": found})
-
-
-def write_ego4d(path: Path, labelled: LabelledVideos, _times: VideoTimes) -> None:
-    """A submission to Ego4D's Moment Queries challenge, detections and retrieval.
-
-    Raises:
-        AnnotationError: entries without scores.
-    """
-    detected: dict[str, list[dict[str, Any]]] = {}
-    retrieved: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for name, rows in labelled.entries.items():
-        detected[name], retrieved[name] = [], {}
-        for row in rows:
-            if row.score is None:
-                place = child("$.results", name)
-                raise AnnotationError(
-                    "A submission is made of detections.",
-                    [Defect(str(path), place, "no score")],
-                    "Export the detections of a run, not annotations.",
-                )
-            span = {"segment": [row.start_sec, row.end_sec], "score": row.score}
-            detected[name].append({"label": row.label, **span})
-            retrieved[name].setdefault(row.label, []).append(span)
-    head = {"version": "1.0", "challenge": "ego4d_moment_queries"}
-    _write(path, {**head, "detect_results": detected, "retrieve_results": retrieved})
 
 
 def _object(path: Path, *keys: str) -> Node:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tadpipe.annotations import Action, Annotations, Detection, Video, save_detections
+from tadpipe.annotations import Action, Annotations, Video
 from tadpipe.config import write_atomically
 from tadpipe.datasets.annotation_files import annotation_text
 from tadpipe.errors import AnnotationError, ConfigError, Defect, VideoError
@@ -20,11 +20,11 @@ from tadpipe.pipeline.label_json import (
     read_fiftyone,
     read_label_studio,
     read_via,
-    write_ego4d,
     write_fiftyone,
     write_label_studio,
     write_via,
 )
+from tadpipe.pipeline.label_submissions import EpicSubmission, write_activitynet, write_ego4d
 from tadpipe.pipeline.label_text import read_csv, read_subtitles, write_csv, write_subtitles
 
 Reader = Callable[[Path, VideoTimes], LabelledVideos]
@@ -49,6 +49,7 @@ ONE_VIDEO = {
     "vtt": ".vtt",
 }  # format -> suffix, a file per video
 TRAINING = "training"
+EPIC = "epic"  # the target that needs two sources
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ def export_labels(
     target: str,
     *,
     videos: Sequence[str | Path] = (),
+    nouns: str | Path | None = None,
+    supervision: tuple[int, int, int] | None = None,
     dry_run: bool = False,
 ) -> LabelReport:
     """Write annotations or detections as another program reads them.
@@ -155,11 +158,15 @@ def export_labels(
     Args:
         source: ActivityNet-style annotations or detections.
         out: a file; a folder for formats with a file per video.
-        target: a name of `TARGETS`.
+        target: a name of `TARGETS`, or "epic".
         videos: files and folders, for formats that count frames (CVAT).
+        nouns: of "epic": detections of nouns; the source are those of verbs.
+        supervision: of "epic": levels of pre-training, training labels and training data, 0..5.
     Raises:
         AnnotationError: the source has defects, or lacks the scores that the format wants.
+        ConfigError: "epic" without nouns or supervision, or these without "epic".
     """
+    write = _writer(target, nouns, supervision)
     labelled = read_ours(Path(source))
     parts = {Path(out): labelled}
     suffix = ONE_VIDEO.get(target)
@@ -171,28 +178,10 @@ def export_labels(
     with VideoTimes([Path(video) for video in videos]) as times:
         for path, part in parts.items() if not dry_run else ():
             path.parent.mkdir(parents=True, exist_ok=True)
-            TARGETS[target](path, part, times)
+            write(path, part, times)
     labels = {entry.label for rows in labelled.entries.values() for entry in rows}
     files = () if dry_run else tuple(map(str, parts))
     return LabelReport(files, len(labelled.entries), labelled.count, tuple(sorted(labels)))
-
-
-def _write_activitynet(path: Path, labelled: LabelledVideos, _times: VideoTimes) -> None:
-    """A submission to ActivityNet's detection challenge."""
-    for name, rows in labelled.entries.items():
-        if any(row.score is None for row in rows):
-            raise AnnotationError(
-                "A submission is made of detections.",
-                [Defect(str(path), name, "no score")],
-                "Export the detections of a run, not annotations.",
-            )
-    save_detections(
-        path,
-        {
-            name: [Detection(r.start_sec, r.end_sec, r.label, r.score or 0.0) for r in rows]
-            for name, rows in labelled.entries.items()
-        },
-    )
 
 
 TARGETS: Mapping[str, Writer] = {
@@ -204,9 +193,29 @@ TARGETS: Mapping[str, Writer] = {
     "fiftyone": write_fiftyone,
     "srt": write_subtitles,
     "vtt": write_subtitles,
-    "activitynet": _write_activitynet,
+    "activitynet": write_activitynet,
     "ego4d": write_ego4d,
 }
+
+
+def _writer(
+    target: str, nouns: str | Path | None, supervision: tuple[int, int, int] | None
+) -> Writer:
+    if target != EPIC:
+        if nouns is not None or supervision is not None:
+            raise ConfigError(
+                "Only EPIC's submission joins verbs and nouns.",
+                f"--to {target}",
+                "Leave --nouns and --supervision out.",
+            )
+        return TARGETS[target]
+    if nouns is None or supervision is None:
+        raise ConfigError(
+            "EPIC's submission states verb and noun of every action, and the supervision used.",
+            f"--nouns {nouns}, --supervision {supervision}",
+            "Give detections of nouns with --nouns, and three levels such as --supervision 1,3,3.",
+        )
+    return EpicSubmission(read_ours(Path(nouns)), supervision).write
 
 
 def _guess(path: Path) -> str:

@@ -15,7 +15,7 @@ from tadpipe.cli.annotations import SOURCES
 from tadpipe.cli.annotations import TARGETS as NAMED_TARGETS
 from tadpipe.cli.main import run
 from tadpipe.errors import AnnotationError, ConfigError
-from tadpipe.pipeline.labels import READERS, TARGETS, export_labels, import_labels
+from tadpipe.pipeline.labels import EPIC, READERS, TARGETS, export_labels, import_labels
 from tests.corpus import make_video
 
 Rows = list[tuple[float, float, str]]
@@ -233,22 +233,6 @@ def test_regions_of_via_are_left_out_and_its_text_attributes_are_labels(tmp_path
     assert imported(tmp_path, tmp_path / "x.json") == {"a": [(1.5, 2.5, "run")]}
 
 
-def test_submissions_hold_every_detection(detections: Path, tmp_path: Path) -> None:
-    export_labels(detections, tmp_path / "ego4d.json", "ego4d")
-    span = {"segment": [0.5, 1.0], "score": 0.75}
-    document = json.loads((tmp_path / "ego4d.json").read_text())
-    assert document["detect_results"] == {"b": [{"label": "run", **span}]}
-    assert document["retrieve_results"] == {"b": {"run": [span]}}
-    export_labels(detections, tmp_path / "anet.json", "activitynet")
-    assert list(json.loads((tmp_path / "anet.json").read_text())["results"]) == ["b"]
-
-
-@pytest.mark.parametrize("target", ["activitynet", "ego4d"])
-def test_annotations_are_no_submission(target: str, ours: Path, tmp_path: Path) -> None:
-    with pytest.raises(AnnotationError, match="made of detections"):
-        export_labels(ours, tmp_path / "x.json", target)
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -278,7 +262,7 @@ def test_command_line_offers_what_there_is(
     ours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert set(SOURCES) == set(READERS)
-    assert set(NAMED_TARGETS) == set(TARGETS)
+    assert set(NAMED_TARGETS) == {*TARGETS, EPIC}
     out = tmp_path / "x.csv"
     arguments = ["annotations", "export", str(ours), "--to", "csv", "--out", str(out), "--json"]
     assert run([*arguments, "--dry-run"]) == 0
