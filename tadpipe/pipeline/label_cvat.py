@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as xml
 from bisect import bisect_left
+from collections.abc import Sequence
 from pathlib import Path
 
 from tadpipe.config import write_atomically
 from tadpipe.errors import AnnotationError, ConfigError, Defect
 from tadpipe.pipeline.label_entries import Entry, LabelledVideos, VideoTimes, video_name
+from tadpipe.video.packets import VideoProbe
 
 
 def read_cvat(path: Path, times: VideoTimes) -> LabelledVideos:
@@ -31,6 +33,13 @@ def read_cvat(path: Path, times: VideoTimes) -> LabelledVideos:
         raise AnnotationError("The file is not CVAT's.", [Defect(str(path), "", text)])
     source = root.findtext(".//meta//source") or ""
     name = video_name(source) if source else path.stem
+    if root.find("image") is not None and root.find("track") is None:
+        text = "<image> elements and no <track>: labels of single pictures"
+        raise AnnotationError(
+            "The file holds no segments.",
+            [Defect(str(path), "", text)],
+            'Export the task as "CVAT for video 1.1".',
+        )
     labelled = LabelledVideos({name: []})
     for track in root.iter("track"):
         seen = [int(shape.get("frame", "0")) for shape in track if shape.get("outside", "0") != "1"]
@@ -72,8 +81,7 @@ def write_cvat(path: Path, labelled: LabelledVideos, times: VideoTimes) -> None:
         )
     root = xml.Element("annotations")
     xml.SubElement(root, "version").text = "1.1"
-    job = xml.SubElement(xml.SubElement(root, "meta"), "job")
-    xml.SubElement(job, "source").text = f"{name}.mp4"
+    root.append(_meta(name, sorted({row.label for row in rows}), probe))
     size = {"xtl": "0", "ytl": "0", "xbr": str(probe.width), "ybr": str(probe.height)}
     half_sec = probe.duration_sec / max(probe.frames, 1) / 2
     for number, row in enumerate(rows):
@@ -87,3 +95,28 @@ def write_cvat(path: Path, labelled: LabelledVideos, times: VideoTimes) -> None:
             xml.SubElement(track, "box", {**keys, "keyframe": "1", **size})
     xml.indent(root)
     write_atomically(path, xml.tostring(root, encoding="unicode") + "\n")
+
+
+def _meta(name: str, labels: Sequence[str], probe: VideoProbe) -> xml.Element:
+    """The task that the tracks belong to, with its labels; readers want it."""
+    meta = xml.Element("meta")
+    task = xml.SubElement(meta, "task")
+    facts = {
+        "name": name,
+        "size": probe.frames,
+        "mode": "interpolation",
+        "start_frame": 0,
+        "stop_frame": probe.frames - 1,
+    }
+    for key, value in facts.items():
+        xml.SubElement(task, key).text = str(value)
+    listed = xml.SubElement(task, "labels")
+    for label in labels:
+        entry = xml.SubElement(listed, "label")
+        xml.SubElement(entry, "name").text = label
+        xml.SubElement(entry, "attributes")
+    size = xml.SubElement(task, "original_size")
+    xml.SubElement(size, "width").text = str(probe.width)
+    xml.SubElement(size, "height").text = str(probe.height)
+    xml.SubElement(meta, "source").text = f"{name}.mp4"
+    return meta

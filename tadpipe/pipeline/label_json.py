@@ -7,6 +7,7 @@ Order: VIA (VGG Image Annotator, video project) -> Label Studio (task export) ->
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tadpipe.json_text import child, finite, read_json, shown
 from tadpipe.pipeline.label_entries import Entry, LabelledVideos, VideoTimes, video_name
 
 Node = Mapping[str, Any]
+UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio sets before a file's name
 
 
 def read_via(path: Path, _times: VideoTimes) -> LabelledVideos:
@@ -106,7 +108,7 @@ def read_label_studio(path: Path, times: VideoTimes) -> LabelledVideos:
         where = f"{path}: $[{i}]"
         content = task.get("data") or {}
         address = content.get("video") or next((v for v in content.values() if v), "")
-        name = video_name(str(address))
+        name = UPLOADED.sub("", video_name(str(address)))
         labelled.entries.setdefault(name, [])
         for job in [*(task.get("annotations") or []), *(task.get("predictions") or [])][:1]:
             for item in job.get("result") or []:

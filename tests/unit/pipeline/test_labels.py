@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as xml
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import srt
 import webvtt
 from pympi import Elan
 
@@ -19,6 +22,7 @@ from tadpipe.pipeline.labels import EPIC, READERS, TARGETS, export_labels, impor
 from tests.corpus import make_video
 
 Rows = list[tuple[float, float, str]]
+MADE = Path(__file__).parents[2] / "data" / "labels"  # by the programs' libraries
 TRUTH: dict[str, Rows] = {
     "läufe 1": [(0.5, 2.25, "long jump"), (1.5, 3.0, "run"), (4.0, 4.5, "run")],
     "b": [(0.0, 1.125, "run")],
@@ -217,6 +221,56 @@ def test_frame_support_of_fiftyone_counts_frames_from_one(tmp_path: Path) -> Non
     labels = {"a": [{"label": 0, "support": [11, 20]}], "b": None}
     (tmp_path / "x.json").write_text(json.dumps({"classes": ["run"], "labels": labels}))
     assert imported(tmp_path, tmp_path / "x.json", fps=10) == {"a": [(1.0, 2.0, "run")], "b": []}
+
+
+def test_tasks_made_by_label_studio_s_library_are_read(tmp_path: Path) -> None:
+    expected = {"film_1": [(1.0, 2.0, "run"), (2.0, 6.0, "long jump")]}
+    assert imported(tmp_path, MADE / "label_studio_audio.json") == expected
+    assert imported(tmp_path, MADE / "label_studio_timeline.json", fps=10) == expected
+
+
+def test_labels_made_by_fiftyone_are_read(tmp_path: Path) -> None:
+    expected = {"film_1": [(1.0, 2.0, "run"), (2.0, 6.0, "long jump")], "empty": []}
+    assert imported(tmp_path, MADE / "fiftyone_frames.json", fps=10) == expected
+    # FiftyOne's own seconds are those of the first and the last frame, spread over the duration
+    (first, second), none = imported(tmp_path, MADE / "fiftyone_seconds.json").values()
+    assert first == (pytest.approx(100 / 99), pytest.approx(190 / 99), "run")
+    assert second == (pytest.approx(200 / 99), pytest.approx(590 / 99), "long jump")
+    assert none == []
+
+
+def test_subtitles_made_by_the_srt_library_are_read(tmp_path: Path) -> None:
+    cues = [
+        srt.Subtitle(2, timedelta(seconds=2), timedelta(hours=1, milliseconds=5), "long\njump"),
+        srt.Subtitle(1, timedelta(seconds=0.5), timedelta(seconds=1), "run"),
+    ]
+    (tmp_path / "a.srt").write_text(srt.compose(cues))
+    assert imported(tmp_path, tmp_path / "a.srt") == {
+        "a": [(0.5, 1.0, "run"), (2.0, 3600.005, "long jump")]
+    }
+
+
+def test_srt_library_reads_what_is_exported(detections: Path, tmp_path: Path) -> None:
+    export_labels(detections, tmp_path / "b.srt", "srt")
+    (cue,) = srt.parse((tmp_path / "b.srt").read_text())
+    assert (cue.start, cue.end) == (timedelta(seconds=0.5), timedelta(seconds=1))
+    assert cue.content == "run (0.75)"
+
+
+def test_cvat_s_labels_of_pictures_are_no_segments(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match=r"CVAT for video 1\.1"):
+        imported(tmp_path, MADE / "cvat_images.xml", fps=10)
+
+
+def test_cvat_s_file_names_its_task_s_labels_and_frames(ours: Path, tmp_path: Path) -> None:
+    film = make_video(tmp_path / "b.mp4", frames=41, fps=8)
+    database = json.loads(ours.read_text())["database"]
+    ours.write_text(json.dumps({"database": {"b": database["b"]}}))
+    export_labels(ours, tmp_path / "b.xml", "cvat", videos=[film])
+    task = xml.parse(tmp_path / "b.xml").find("meta/task")  # without it datumaro reads no file
+    assert task is not None
+    assert [each.text for each in task.findall("labels/label/name")] == ["run"]
+    assert (task.findtext("size"), task.findtext("mode")) == ("41", "interpolation")
 
 
 def test_regions_of_via_are_left_out_and_its_text_attributes_are_labels(tmp_path: Path) -> None:
