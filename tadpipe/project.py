@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tadpipe.config import build, read_toml
 from tadpipe.errors import ConfigError
+from tadpipe.location import below
 
 FILE = "tadpipe.toml"
 
@@ -50,7 +51,7 @@ class Project:
         anchor = path.parent
         return replace(
             project,
-            store=anchor / project.store,
+            store=below(anchor, project.store),
             runs=anchor / project.runs,
             annotations=None if project.annotations is None else anchor / project.annotations,
             class_scores=None if project.class_scores is None else anchor / project.class_scores,
@@ -78,7 +79,7 @@ def project_text(values: dict[str, str | int | None]) -> str:
         "annotations": "ActivityNet-style JSON; needed for training and evaluation",
         "class_scores": "video-level class scores, for class-agnostic detectors",
         "videos": "folder of videos",
-        "store": "features are kept here (.zarr or .h5)",
+        "store": "features are kept here (.zarr or .h5, or s3://bucket/name.zarr)",
         "runs": "training runs are written here",
         "backbone": "a name of `tadpipe list backbones`",
         "weights": "file of backbone weights; left out: the named download",

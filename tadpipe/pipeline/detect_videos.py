@@ -293,7 +293,7 @@ def _beside_others(
 
     The store may be one that detectors are trained on: its names keep their meaning.
     """
-    if not Path(store).exists():
+    if not FeatureStore.exists(store):
         return list(files)
     opened, content = FeatureStore.open(store), ContentIndex(store, remember=False)
     stored = [opened.videos(spec.fid) for spec in specs]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,6 +21,7 @@ from tadpipe.datasets import DATASETS
 from tadpipe.datasets.annotation_files import annotation_copy, read_annotations
 from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.errors import VideoError, VideoReason
+from tadpipe.location import location
 from tadpipe.pipeline.clip_batches import ClipBatches, batch_of
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.extract_recipes import with_recipe
@@ -81,7 +83,7 @@ def extract(
 
     Args:
         videos: files and folders.
-        store: a .zarr folder or .h5 file; made if missing.
+        store: a .zarr folder, .h5 file or s3:// address; made if missing.
         backbone: a name of `tadpipe list backbones`; may be left out for a run folder.
         recipe: released features to make again, a name of `tadpipe list recipes`: decides
             backbone, clips, rate and pixels.
@@ -206,7 +208,7 @@ def extract_features(
             spec states the batch.
     """
     started = time.monotonic()
-    report = ExtractReport(Path(store), spec.fid, dry_run)
+    report = ExtractReport(location(store), spec.fid, dry_run)
     source = flow_source(model.pixels, flow)
     if source is not None and not dry_run:
         source.check()
@@ -214,7 +216,7 @@ def extract_features(
         batches = clip_runner(
             model,
             spec,
-            process,
+            [process],
             device=device,
             batch=batch or batch_of(device),
             pad=pad,
@@ -256,8 +258,9 @@ class ExtractRun:
     def over(self, files: Sequence[VideoFile]) -> None:
         self.progress.begin("extract", len(files), "video")
         try:
-            for video in self.batches.run(self._new(files)):
-                self._finish(video)
+            with closing(self.batches.run(self._new(files))) as finished:
+                for video in finished:
+                    self._finish(video)
         finally:
             self.progress.end()
 
@@ -374,7 +377,7 @@ def _plan_only(
     batches: ClipBatches | FrameWindows,
 ) -> None:
     """What a run would do: probes and hashes, decodes and writes nothing."""
-    store = FeatureStore.open(report.store) if report.store.exists() else None
+    store = FeatureStore.open(report.store) if FeatureStore.exists(report.store) else None
     content = ContentIndex(report.store, remember=False)
     seen: set[str] = set()
     for file in files:
@@ -384,7 +387,7 @@ def _plan_only(
                 report.videos.append(VideoOutcome(file.name, "reused"))
                 continue
             seen.add(sha256)
-            frames = batches.decoder.probe(file.path).frames
+            frames = batches.decoders[0].probe(file.path).frames
         except VideoError as error:
             message = f"{error.what} {error.where}".strip()
             report.videos.append(VideoOutcome(file.name, "failed", error.reason.value, message))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from tadpipe.location import Location
 from tadpipe.pipeline.video_files import printable
 
 
@@ -26,7 +26,7 @@ class VideoOutcome(NamedTuple):
 class ExtractReport:
     """The result of a run over a list of videos."""
 
-    store: Path
+    store: Location
     fid: str
     dry_run: bool = False
     videos: list[VideoOutcome] = field(default_factory=list)

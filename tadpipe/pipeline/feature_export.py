@@ -28,7 +28,8 @@ from tadpipe.store.feature_files import (
     npz_bytes,
     write_hdf5,
 )
-from tadpipe.store.feature_store import FeatureStore, FeatureView, StoredFeatures
+from tadpipe.store.feature_store import FeatureStore, StoredFeatures
+from tadpipe.store.feature_view import FeatureView
 
 LONGEST_NAME = 200  # bytes; file systems allow 255 with the suffix
 SIDE_FILE = "features.json"

@@ -25,6 +25,7 @@ from tadpipe.datasets import DATASETS
 from tadpipe.datasets.annotation_files import annotation_copy, read_annotations
 from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.errors import ConfigError
+from tadpipe.location import Location, location
 from tadpipe.pipeline.extract_report import VideoOutcome
 from tadpipe.pipeline.feature_provenance import Provenance
 from tadpipe.pipeline.progress import SILENT, Progress
@@ -56,7 +57,7 @@ Array = np.ndarray[Any, Any]
 class ImportReport:
     """What became of each video of an import."""
 
-    store: Path
+    store: Location
     fid: str
     dry_run: bool = False
     videos: list[VideoOutcome] = field(default_factory=list)
@@ -121,7 +122,7 @@ def import_features(
 
     Args:
         files: feature files, and folders of them.
-        store: a .zarr folder or .h5 file; made if missing.
+        store: a .zarr folder, .h5 file or s3:// address; made if missing.
         provenance: what the features are, of `state_provenance`.
         annotations: kept in the store; the source of frame rates where they are "native".
         dataset: whose annotations these are.
@@ -143,10 +144,10 @@ def import_features(
     spec: DatasetSpec | None = resolve("dataset", DATASETS, dataset) if dataset else None
     if annotations is not None:
         videos = read_annotations(annotations, spec).videos
-    report = ImportReport(Path(store), provenance.spec.fid, dry_run)
+    report = ImportReport(location(store), provenance.spec.fid, dry_run)
     run = _Import(report, provenance, videos, progress)
     if dry_run:
-        run.over(found, FeatureStore.open(store) if Path(store).exists() else None, None)
+        run.over(found, FeatureStore.open(store) if FeatureStore.exists(store) else None, None)
     else:
         opened = FeatureStore.create(store)
         if annotations is not None:

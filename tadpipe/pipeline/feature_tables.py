@@ -16,7 +16,8 @@ from tadpipe.annotations import Annotations
 from tadpipe.datasets.annotation_files import read_annotations
 from tadpipe.datasets.sources import FeatureRows
 from tadpipe.datasets.spec import DatasetSpec
-from tadpipe.store.feature_store import FeatureStore, FeatureView, StoredFeatures
+from tadpipe.store.feature_store import FeatureStore, StoredFeatures
+from tadpipe.store.feature_view import FeatureView
 from tadpipe.store.metadata import FeatureSpec
 
 
@@ -89,7 +90,7 @@ def open_tables(
     for path in stores:
         features = FeatureStore.open(path).table(backbone=backbone, stride=stride)
         spec = replace(features.spec, stride=features.stride)
-        tables.append(StoreTable(str(path), spec, features))
+        tables.append(StoreTable(str(features.store.path), spec, features))
     return tuple(tables)
 
 

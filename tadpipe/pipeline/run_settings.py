@@ -62,7 +62,7 @@ def _seen_from(run: Path, path: str | Path) -> Path:
 
 def _remembered(store: Path, dataset: str | None) -> Annotations | None:
     """The store's own copy of the annotations that a run was trained with, if it is there."""
-    if not store.exists():
+    if not FeatureStore.exists(store):
         return None
     spec: DatasetSpec | None = resolve("dataset", DATASETS, dataset) if dataset else None
     return remembered_annotations(FeatureStore.open(store), spec, strict=True, for_evaluation=True)

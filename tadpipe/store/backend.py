@@ -6,22 +6,31 @@ commits. Both kinds pass the same contract tests.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from tadpipe.errors import StoreError
-from tadpipe.store.commits import Commit
+from tadpipe.errors import ConfigError, StoreError
+from tadpipe.location import Location
+from tadpipe.store import ledger
+from tadpipe.store.commits import Commit, encode
+from tadpipe.store.ledger import LedgerRow
 from tadpipe.store.metadata import FeatureSpec
+from tadpipe.store.shards import Flaw, parse_metadata
 from tadpipe.store.spool import SpooledVideo
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 VERSION_KEY = "tadpipe_store_version"
 SPEC_KEY = "tadpipe_feature_spec"
+COVER_SHARE = 8  # the catalogue is written again when a share of 1/8 of the commits is new
+COVER_COMMITS = 64  # or so many: each costs opening a read
 Array = np.ndarray[Any, Any]
 
 
@@ -36,27 +45,49 @@ class PartRows(Protocol):
     def times(self, start: int, stop: int) -> Array: ...  # [n] float64
 
 
-class Flaw(NamedTuple):
-    """Rows of a part that cannot be trusted, and why."""
-
-    first_row: int
-    stop_row: int
-    message: str
-
-
 class Backend(ABC):
-    """One store on disk."""
+    """One store on disk, or on object storage."""
 
-    path: Path
-    work: Path  # folder of the ledger and other things beside the features
+    path: Location
+    work: Path  # folder on this machine: spool, ledger and other things beside the features
+
+    def __init__(self) -> None:
+        self._covered: dict[str, int] = {}  # fid -> commits found in the catalogue
+        self._uncovered: dict[str, set[str]] = {}  # fid -> commits read one by one
 
     @abstractmethod
     def specs(self) -> dict[str, FeatureSpec]:
         """fid -> spec, sorted by fid."""
 
-    @abstractmethod
-    def commits(self, fid: str) -> Iterator[Commit]:
-        """Every readable commit of a spec, in any order; a damaged one is logged and left out."""
+    def commits(self, fid: str, known: Mapping[str, Commit]) -> Iterator[Commit]:
+        """Every readable commit of a spec, in any order; a damaged one is logged and left out.
+
+        Args:
+            known: id -> commit, of those read before; they never change.
+        """
+        wanted = set(self.commit_ids(fid))
+        yield from (known[commit_id] for commit_id in wanted & known.keys())
+        wanted -= known.keys()
+        for commit in self._remembered(fid) if wanted else ():
+            if commit.id in wanted:
+                wanted.remove(commit.id)
+                self._covered[fid] = self._covered.get(fid, 0) + 1
+                yield commit
+                if not wanted:
+                    return
+        self._uncovered.setdefault(fid, set()).update(wanted)
+        yield from self._read_commits(fid, sorted(wanted))
+
+    def _remembered(self, fid: str) -> Iterator[Commit]:
+        """Commits that can be had more quickly than one by one, perhaps some twice."""
+        yield from ()
+
+    def _read_commits(self, fid: str, commit_ids: Sequence[str]) -> Iterator[Commit]:
+        for commit_id in commit_ids:
+            try:
+                yield self.read_commit(fid, commit_id)
+            except StoreError as error:
+                logger.warning("%s Its videos count as not present.", error)
 
     @abstractmethod
     def commit_ids(self, fid: str) -> list[str]: ...
@@ -103,9 +134,27 @@ class Backend(ABC):
     def rows_worth_packing(self, fid: str, part_rows: int) -> int:
         """Spooled rows at which a part is packed, where the writer asks for `part_rows`."""
 
-    @abstractmethod
-    def remember_catalogue(self, fid: str) -> None:
-        """Refresh whatever makes opening quicker; nothing depends on it."""
+    def remember_catalogue(
+        self, fid: str, commits: Sequence[Commit], removed: bool = False
+    ) -> None:
+        """Write the commits down end to end, so that opening is quick; nothing depends on it.
+
+        Only once so many are new that all writing of it together stays in proportion: with many
+        writers the catalogue is what each of them would write the whole of.
+
+        Args:
+            removed: commits have gone for which it still has lines.
+        """
+        new = len(self._uncovered.get(fid, ()))
+        is_due = new * COVER_SHARE >= self._covered.get(fid, 0) or new >= COVER_COMMITS
+        if commits and (removed or (new and is_due)):
+            self._write_catalogue(fid, b"".join(map(encode, commits)))
+            self._covered[fid] = len(commits)
+            self._uncovered[fid] = set()
+
+    def _write_catalogue(self, fid: str, raw: bytes) -> None:
+        """Nothing to write where commits are together anyway."""
+        return
 
     @abstractmethod
     def unreferenced_parts(self, fid: str) -> list[str]:
@@ -125,12 +174,35 @@ class Backend(ABC):
     @abstractmethod
     def bytes_on_disk(self) -> int: ...
 
-    @property
-    def ledger(self) -> Path:
-        return self.work / "ledger"
+    def record(self, writer_id: str, fid: str, row: LedgerRow) -> None:
+        """Add a line to a writer's ledger."""
+        ledger.append(self.work / "ledger", writer_id, fid, row)
+
+    def close_ledger(self, writer_id: str) -> None:
+        """Make all lines of a writer visible, where they are not at once."""
+        return
+
+    def attempts(self) -> Iterator[tuple[str, LedgerRow]]:
+        """(fid, row) of every attempt, oldest first."""
+        return ledger.read(self.work / "ledger")
 
 
-def check_version(version: object, path: Path) -> None:
+def spec_of_group(raw: bytes, place: str) -> FeatureSpec:
+    """The spec in the zarr.json of its group.
+
+    Raises:
+        StoreError: damaged.
+    """
+    attributes = parse_metadata(raw, place).get("attributes", {})
+    try:
+        return FeatureSpec.from_mapping(attributes[SPEC_KEY], place)
+    except (ConfigError, KeyError, TypeError) as error:
+        raise StoreError(
+            "The description of these features is damaged.", f"{place}: {error}"
+        ) from None
+
+
+def check_version(version: object, path: Location) -> None:
     """Refuse what is no store, and stores of a format this version does not know."""
     if version is None:
         raise StoreError(

@@ -92,8 +92,7 @@ def gc(store: OpenStore, dry_run: bool) -> GcReport:
             ids = [commit.id for commit in unused]
             freed += store.backend.remove(fid, [*ids, *orphans], ids)
             store.note_committed(fid)
-            if store.videos(fid).commits:
-                store.backend.remember_catalogue(fid)
+            store.backend.remember_catalogue(fid, store.videos(fid).commits, removed=bool(unused))
     return GcReport(parts, half_parts, packed, freed, dry_run)
 
 
@@ -136,5 +135,5 @@ def _commit(
             dropped=dropped,
             aliases=aliases,
         )
-        store.backend.publish(store.spec(fid), commit, [], store.path)
+        store.backend.publish(store.spec(fid), commit, [], store.backend.work)
     store.note_committed(fid)

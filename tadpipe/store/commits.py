@@ -8,7 +8,8 @@ never changed, and what a store holds follows from the set of them, in whatever 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -17,6 +18,8 @@ import xxhash
 
 from tadpipe.errors import StoreError
 from tadpipe.store.metadata import VideoRow
+
+logger = logging.getLogger(__name__)
 
 # Columns of a row table: the fields of VideoRow but `part`, which is the commit itself.
 COLUMNS = tuple(name for name in VideoRow.__dataclass_fields__ if name != "part")
@@ -80,6 +83,15 @@ def decode(raw: bytes, place: str) -> Commit:
     if raw[:_HEAD_BYTES] != (_HEAD % _checksum(body)).encode():
         raise StoreError("A commit is damaged.", place, "Run tadpipe store verify.")
     return Commit(**json.loads(body))
+
+
+def decode_lines(raw: bytes, place: str) -> Iterator[Commit]:
+    """The commits of a catalogue; damaged lines are logged and left out: it is derived."""
+    for number, line in enumerate(raw.splitlines(), start=1):
+        try:
+            yield decode(line, f"{place}:{number}")
+        except StoreError as error:
+            logger.warning("%s", error)
 
 
 def _checksum(raw: bytes) -> str:

@@ -12,7 +12,9 @@ import logging
 import os
 from pathlib import Path
 
+from tadpipe.location import Location, location
 from tadpipe.store.durable import append_line, writing
+from tadpipe.store.local_work import work_folder
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +25,13 @@ class ContentIndex:
     """Remembers the content hashes of video files, beside the features of a store.
 
     Args:
-        store_path: the store; for an HDF5 file the index is in the folder beside it.
+        store_path: the store; the index is in its work folder (local_work.py).
         remember: write new hashes down; False for a dry run.
     """
 
-    def __init__(self, store_path: str | Path, remember: bool = True) -> None:
+    def __init__(self, store_path: str | Location, remember: bool = True) -> None:
         self._remember = remember
-        self._store = Path(store_path)
-        folder = work_folder(self._store) if self._store.is_file() else self._store
-        self.path = folder / FILE_NAME
+        self.path = work_folder(location(store_path)) / FILE_NAME
         self.hashed = 0  # files read by this object
         self._known: dict[tuple[str, int, int], str] = {}
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
@@ -68,8 +68,3 @@ class ContentIndex:
                 with writing(self.path):
                     append_line(self.path, json.dumps([*key, self._known[key]]))
         return self._known[key]
-
-
-def work_folder(hdf5_path: Path) -> Path:
-    """The folder beside an HDF5 store: spool, ledger, lock, content index."""
-    return hdf5_path.with_name(hdf5_path.name + ".work")

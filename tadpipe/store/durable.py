@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tadpipe.errors import StoreError
+from tadpipe.location import Location
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -89,18 +90,23 @@ def sync_folder(folder: Path) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Add a line to a file in one write; a line that a kill cut off before does not swallow it."""
+    append_lines(path, f"{line}\n".encode())
+
+
+def append_lines(path: Path, raw: bytes) -> None:
+    """Add whole lines to a file in one write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(handle).st_size
         torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-        os.write(handle, f"{chr(10) if torn else ''}{line}\n".encode())
+        os.write(handle, b"\n" + raw if torn else raw)
     finally:
         os.close(handle)
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
+def writing(place: Location) -> Iterator[None]:
     """Turn what the system says about writing below `place` into a StoreError."""
     try:
         yield

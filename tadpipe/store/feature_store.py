@@ -9,104 +9,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from tadpipe.errors import ConfigError, StoreError
+from tadpipe.location import Address, Location, location
 from tadpipe.registry import nearest
 from tadpipe.store.backend import Backend, PartRows
 from tadpipe.store.catalogue import Catalogue
 from tadpipe.store.cleanup import GcReport, drop_rows, forget_name
 from tadpipe.store.cleanup import gc as collect_garbage
+from tadpipe.store.commits import Commit
 from tadpipe.store.durable import writing
-from tadpipe.store.metadata import FeatureSpec, VideoRow
+from tadpipe.store.feature_view import FeatureView
+from tadpipe.store.metadata import FeatureSpec
+from tadpipe.store.object_folder import ObjectFolder
+from tadpipe.store.objects import Objects
 from tadpipe.store.summary import StoreInfo, StoreStatus, store_info, store_status
 from tadpipe.store.verify import Finding
 from tadpipe.store.writer import PART_ROWS, StoreWriter
 from tadpipe.store.zarr_folder import ZarrFolder
-from tadpipe.timeline import SnippetGrid
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
-Array = np.ndarray[Any, Any]
-
-
-class FeatureView:
-    """One video's features [T, C], read as they are asked for.
-
-    Args:
-        factor: every factor-th stored row is a row of the view.
-    """
-
-    def __init__(self, rows: PartRows, spec: FeatureSpec, row: VideoRow, factor: int) -> None:
-        self.spec = spec
-        self.row = row
-        self._rows = rows
-        self._factor = factor
-        self.shape = (-(-row.rows // factor), spec.channels)
-        self.dtype = np.dtype(spec.stored_dtype)
-        self.ndim = 2
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> Array:
-        if isinstance(key, slice):
-            start, stop, step = key.indices(self.shape[0])
-            if step > 0:
-                return self._read(start, stop, step)
-        elif isinstance(key, (int, np.integer)):
-            index = range(self.shape[0])[int(key)]  # negative ones count from the end
-            row: Array = self._read(index, index + 1, 1)[0]
-            return row
-        picked: Array = np.asarray(self)[key]
-        return picked
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        if copy is False:
-            raise ValueError("stored features are read into new memory; copy=False cannot be")
-        rows = self._read(0, self.shape[0], 1)
-        return rows if dtype is None else rows.astype(dtype, copy=False)
-
-    def __repr__(self) -> str:
-        return f"<FeatureView {self.row.name!r} {self.shape} {self.dtype}>"
-
-    def _read(self, start: int, stop: int, step: int) -> Array:
-        if start >= stop:
-            return np.empty((0, self.spec.channels), self.dtype)
-        first, factor = self.row.first_row, self._factor
-        last = first + (stop - 1) * factor + 1
-        return self._rows.read(first + start * factor, last, step * factor)
-
-    @property
-    def times(self) -> Array:
-        """Centre times of the rows, float64 [T], seconds."""
-        first = self.row.first_row
-        return self._rows.times(first, first + self.row.rows)[:: self._factor].copy()
-
-    @property
-    def grid(self) -> SnippetGrid:
-        """The time axis of the rows."""
-        row, spec = self.row, self.spec
-        times = None
-        if row.dt is None:
-            stored = self._rows.times(row.first_row, row.first_row + row.rows)
-            times = tuple(stored.tolist())
-            dt = (times[-1] - times[0]) / (row.rows - 1) if row.rows > 1 else 0.0
-            dt = dt if dt > 0 else spec.stride_frames * row.duration_sec / max(row.frames, 1)
-        else:
-            dt = float(row.dt)
-        grid = SnippetGrid(
-            row.rows,
-            stride_frames=spec.stride_frames,
-            span_frames=spec.span_frames,
-            offset_frames=row.offset_frames,
-            t0_sec=row.t0,
-            dt_sec=dt,
-            row_times_sec=times,
-        )
-        return grid if self._factor == 1 else grid.subsampled(self._factor)
 
 
 class StoredFeatures:
@@ -135,26 +58,33 @@ class FeatureStore:
         self.writable = writable
         self._specs: dict[str, FeatureSpec] | None = None
         self._catalogues: dict[str, Catalogue] = {}
+        self._commits: dict[str, dict[str, Commit]] = {}  # fid -> id -> what was read before
         self._parts: dict[tuple[str, str], PartRows] = {}
         self._spooled: dict[str, set[str]] = {}  # content that this store's writers hold
 
+    @staticmethod
+    def exists(path: str | Location) -> bool:
+        """Whether there is anything at this path or address."""
+        place = location(path)
+        if isinstance(place, Address):
+            return Objects(place).exists("zarr.json")
+        return place.exists()
+
     @classmethod
-    def open(cls, path: str | Path, mode: Literal["r", "a"] = "r") -> FeatureStore:
-        """Open a store that is there.
+    def open(cls, path: str | Location, mode: Literal["r", "a"] = "r") -> FeatureStore:
+        """Open a store that is there: a folder, a file, or an address such as s3://bucket/x.zarr.
 
         Raises:
             StoreError: nothing there, not a store, or of a later format.
         """
-        path = Path(path)
+        path = location(path)
+        if isinstance(path, Address):
+            if not cls.exists(path):
+                raise _not_there(path, Objects(path.parent).folders(""))
+            return cls(ObjectFolder(path), mode == "a")
         if not path.exists():
-            beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            near = nearest(path.name, [name for name in beside if not name.startswith(".")])
-            hint = f"Did you mean {path.parent / near[0]}? " if near else ""
-            raise StoreError(
-                "The feature store does not exist.",
-                str(path),
-                f"{hint}tadpipe extract --store {path} makes it.",
-            )
+            beside = path.parent.iterdir() if path.parent.is_dir() else ()
+            raise _not_there(path, [place.name for place in beside])
         if path.is_dir():
             return cls(ZarrFolder(path), mode == "a")
         from tadpipe.store.hdf5 import Hdf5File  # h5py takes 0.2 s to import
@@ -162,12 +92,14 @@ class FeatureStore:
         return cls(Hdf5File(path), mode == "a")
 
     @classmethod
-    def create(cls, path: str | Path, exist_ok: bool = True) -> FeatureStore:
+    def create(cls, path: str | Location, exist_ok: bool = True) -> FeatureStore:
         """Make a store, HDF5 where the name ends in .h5 or .hdf5, and open it for writing."""
-        path = Path(path)
-        if path.exists() and not exist_ok:
+        path = location(path)
+        if cls.exists(path) and not exist_ok:
             raise StoreError("There is something at this path already.", str(path))
-        if path.is_file() or path.suffix.lower() in HDF5_SUFFIXES:
+        if isinstance(path, Address):
+            ObjectFolder.create(path)
+        elif path.is_file() or path.suffix.lower() in HDF5_SUFFIXES:
             if not path.exists():
                 from tadpipe.store.hdf5 import Hdf5File
 
@@ -183,6 +115,7 @@ class FeatureStore:
         """See what other writers committed since."""
         self._specs = None
         self._catalogues.clear()
+        self._commits.clear()
         self._parts.clear()
 
     # What is there
@@ -204,7 +137,9 @@ class FeatureStore:
     def videos(self, fid: str) -> Catalogue:
         """Name -> VideoRow, in the order in which the names appeared."""
         if fid not in self._catalogues:
-            self._catalogues[fid] = Catalogue(self.backend.commits(fid))
+            commits = list(self.backend.commits(fid, self._commits.get(fid, {})))
+            self._commits[fid] = {commit.id: commit for commit in commits}
+            self._catalogues[fid] = Catalogue(commits)
         return self._catalogues[fid]
 
     def has_content(self, fid: str, sha256: str) -> bool:
@@ -395,3 +330,14 @@ class FeatureStore:
             for key, spec in specs.items()
         ]
         return "\n".join([f"{self.path}:", *lines])
+
+
+def _not_there(path: Location, beside: Sequence[str]) -> StoreError:
+    """There is no store; perhaps one of its neighbours is meant."""
+    near = nearest(path.name, [name for name in beside if not name.startswith(".")])
+    hint = f"Did you mean {path.parent / near[0]}? " if near else ""
+    return StoreError(
+        "The feature store does not exist.",
+        str(path),
+        f"{hint}tadpipe extract --store {path} makes it.",
+    )

@@ -35,14 +35,14 @@ from tadpipe.store.backend import (
     SPEC_KEY,
     VERSION_KEY,
     Backend,
-    Flaw,
     PartRows,
     check_version,
 )
 from tadpipe.store.commits import Commit, decode, encode
-from tadpipe.store.content import work_folder
 from tadpipe.store.durable import Lease, sync_folder, writing
+from tadpipe.store.local_work import beside
 from tadpipe.store.metadata import FeatureSpec
+from tadpipe.store.shards import Flaw
 from tadpipe.store.spool import SpooledVideo
 
 logger = logging.getLogger(__name__)
@@ -54,9 +54,12 @@ Array = np.ndarray[Any, Any]
 class Hdf5File(Backend):
     """The HDF5 kind of store."""
 
+    path: Path
+
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
-        self.work = work_folder(path)
+        self.work = beside(path)
         self._map: _MappedFile | None = None
         self._lease: Lease | None = None
         self._holds = 0
@@ -66,7 +69,7 @@ class Hdf5File(Backend):
     @classmethod
     def create(cls, path: Path) -> None:
         """Make an empty store; one that is there stays as it is."""
-        work = work_folder(path)
+        work = beside(path)
         with writing(path):
             work.mkdir(parents=True, exist_ok=True)
             lease = Lease.take(work / "lock")
@@ -130,14 +133,6 @@ class Hdf5File(Backend):
         with self._reading() as file:
             return self._decoded(file, fid, commit_id)
 
-    def commits(self, fid: str) -> Iterator[Commit]:
-        with self._reading() as file:
-            for commit_id in file.get(f"features/{fid}/commits", ()):
-                try:
-                    yield self._decoded(file, fid, commit_id)
-                except StoreError as error:
-                    logger.warning("%s Its videos count as not present.", error)
-
     def _decoded(self, file: h5py.File, fid: str, commit_id: str) -> Commit:
         place = f"/features/{fid}/commits/{commit_id}"
         try:
@@ -145,9 +140,6 @@ class Hdf5File(Backend):
         except (OSError, KeyError) as error:
             raise StoreError("A commit cannot be read.", f"{self.path}: {error}") from error
         return decode(raw, f"{self.path}: {place}")
-
-    def remember_catalogue(self, fid: str) -> None:
-        """The commits are one file already."""
 
     def open_part(self, fid: str, part: str) -> PartRows:
         return _ContiguousRows(self.path, self._mapped(), f"/features/{fid}/parts/{part}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -41,8 +41,13 @@ def append(folder: Path, writer_id: str, fid: str, row: LedgerRow) -> None:
 
 def read(folder: Path) -> Iterator[tuple[str, LedgerRow]]:
     """(fid, row) of every attempt, oldest first."""
+    return read_files(folder.glob("*.jsonl"))
+
+
+def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, LedgerRow]]:
+    """(fid, row) of every line of some files, oldest first."""
     found: list[tuple[str, LedgerRow]] = []
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted(paths):
         for number, line in enumerate(path.read_bytes().splitlines(), start=1):
             try:
                 values: dict[str, Any] = json.loads(line)

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
+from tadpipe.location import Location
 from tadpipe.store.backend import Backend
 from tadpipe.store.catalogue import Catalogue
 from tadpipe.store.metadata import FeatureSpec
@@ -17,7 +17,7 @@ from tadpipe.store.metadata import FeatureSpec
 class OpenStore(Protocol):
     """A store on disk with what is known of it in memory."""
 
-    path: Path
+    path: Location
     backend: Backend
 
     def refresh(self) -> None:

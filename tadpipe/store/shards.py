@@ -2,9 +2,10 @@
 
 A part is two Zarr v3 arrays. `features` [R, C] has chunks of 64 rows in shards; without a
 compressor a shard is simply the rows one after the other, then the index that says so. `times` [R]
-is one plain chunk. `ShardedRows` checks that index once per shard and then reads from a memory
-map; arrays that any other tool rewrote (compressed, another order) are read through zarr.
-Spec: Zarr v3 core and its sharding-indexed codec.
+is one plain chunk. `ShardedRows` checks that index once per shard and then takes rows straight
+from the bytes, wherever the part's files are (`PartFiles`: a memory map of a folder here, ranges
+of objects in object_part.py); arrays that any other tool rewrote (compressed, another order) are
+read through zarr. Spec: Zarr v3 core and its sharding-indexed codec.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -144,8 +145,75 @@ def crc32c(raw: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-class _Rows(Protocol):
+class Flaw(NamedTuple):
+    """Rows of a part that cannot be trusted, and why."""
+
+    first_row: int
+    stop_row: int
+    message: str
+
+
+class Rows(Protocol):
+    """Rows [n, C] that are read when sliced."""
+
     def __getitem__(self, key: slice) -> Array: ...
+
+
+class PartFiles(Protocol):
+    """The files of one part, by their keys, such as `features/c.0.0`.
+
+    Every method raises an OSError for what is not there or cannot be read.
+    """
+
+    def place(self, key: str) -> str: ...  # for messages
+
+    def read(self, key: str) -> bytes: ...
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes: ...  # cut off at the end
+
+    def size(self, key: str) -> int: ...
+
+    def rows(self, key: str, shape: tuple[int, int], dtype: np.dtype[Any], tail: bytes) -> Any:
+        """`Rows` of a file that is rows and then `tail`; None where it is anything else."""
+
+    def open_with_zarr(self, name: str) -> Rows: ...  # whatever its codecs and order
+
+
+class PartFolder:
+    """The files of a part in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def place(self, key: str) -> str:
+        return str(self._folder / key)
+
+    def read(self, key: str) -> bytes:
+        return (self._folder / key).read_bytes()
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        with open(self._folder / key, "rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+    def size(self, key: str) -> int:
+        return (self._folder / key).stat().st_size
+
+    def rows(
+        self, key: str, shape: tuple[int, int], dtype: np.dtype[Any], tail: bytes
+    ) -> Rows | None:
+        """A memory map."""
+        raw = np.memmap(self._folder / key, np.uint8, mode="r")
+        rows_bytes = shape[0] * shape[1] * dtype.itemsize
+        if len(raw) != rows_bytes + len(tail) or raw[rows_bytes:].tobytes() != tail:
+            return None
+        return raw[:rows_bytes].view(dtype).view(np.ndarray).reshape(shape)
+
+    def open_with_zarr(self, name: str) -> Rows:
+        import zarr  # 0.3 s to import, and only arrays that others rewrote need it
+
+        array = zarr.open_array(str(self._folder / name), mode="r")
+        return array  # type: ignore[return-value]  # zarr's own indexing type is wider
 
 
 class ShardedRows:
@@ -155,19 +223,26 @@ class ShardedRows:
         StoreError: metadata or shards that are missing or damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        metadata = read_metadata(folder / "features")
+    def __init__(self, files: PartFiles) -> None:
+        self._files = files
+        metadata = self._metadata("features")
         self.shape: tuple[int, int] = tuple(metadata["shape"])
         self._dtype = str(metadata["data_type"])
         self._shard_rows = int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
         expected = features_metadata(*self.shape, self._dtype, self._shard_rows)
         self._is_plain = _means(metadata) == _means(expected)
-        self._times_plain = _means(read_metadata(folder / "times")) == _means(
-            times_metadata(self.shape[0])
-        )
-        self._shards: dict[int, _Rows] = {}  # shard -> its rows
-        self._through_zarr: _Rows | None = None
+        self._times_plain = _means(self._metadata("times")) == _means(times_metadata(self.shape[0]))
+        self._shards: dict[int, Rows] = {}  # shard -> its rows
+        self._through_zarr: Rows | None = None
+
+    def _metadata(self, name: str) -> dict[str, Any]:
+        key = f"{name}/zarr.json"
+        try:
+            return parse_metadata(self._files.read(key), self._files.place(key))
+        except StoreError:
+            raise
+        except OSError as error:
+            raise damaged(self._files.place(key), error) from None
 
     def read(self, start: int, stop: int, step: int) -> Array:
         """Rows `start`, `start + step`, ... below `stop`, as [n, C] in memory of their own."""
@@ -187,35 +262,38 @@ class ShardedRows:
     def times(self, start: int, stop: int) -> Array:
         """Row times [n], seconds."""
         if self._times_plain:
-            path = self._folder / "times" / "c.0"
+            key = "times/c.0"
             try:
-                found = np.fromfile(path, "<f8", count=stop - start, offset=start * 8)
+                raw = self._files.read_range(key, start * 8, stop * 8)
+            except StoreError:
+                raise
             except OSError as error:
-                raise _damaged(path, error) from None
-            if len(found) == stop - start:
-                return found
-            raise _damaged(path, "too short")
-        times = open_with_zarr(self._folder / "times")
+                raise damaged(self._files.place(key), error) from None
+            if len(raw) == (stop - start) * 8:
+                return np.frombuffer(raw, "<f8").copy()
+            raise damaged(self._files.place(key), "too short")
+        times = self._zarr_array("times")
         return np.asarray(times[start:stop], dtype=np.float64)
 
     def flaw_of_shard(self, shard: int) -> str:
         """Why a shard in plain order cannot be read; "" if it can, or if zarr has to tell."""
         if not self._is_plain:
             return ""
-        path = self._folder / "features" / f"c.{shard}.0"
+        key = f"features/c.{shard}.0"
+        name = key.removeprefix("features/")
         try:
-            size = path.stat().st_size
+            size = self._files.size(key)
+        except StoreError:
+            raise
         except OSError as error:
-            return f"{path.name}: {error.strerror}"
+            return f"{name}: {error.strerror or error}"
         present, index = self._layout(shard)
         row_bytes = self.shape[1] * np.dtype(self._dtype).itemsize
         if size != present * row_bytes + len(index):
-            return f"{path.name}: {size} bytes, not {present * row_bytes + len(index)}"
-        with open(path, "rb") as file:
-            file.seek(-len(index), os.SEEK_END)
-            found = file.read()
+            return f"{name}: {size} bytes, not {present * row_bytes + len(index)}"
+        found = self._files.read_range(key, size - len(index), size)
         if found != index and crc32c(found[:-4]).to_bytes(4, "little") != found[-4:]:
-            return f"{path.name}: its index is damaged"
+            return f"{name}: its index is damaged"
         return ""
 
     def shard_ranges(self) -> Iterator[tuple[int, int]]:
@@ -235,28 +313,53 @@ class ShardedRows:
             rows = self._shards[shard] = self._map_shard(shard)
         return np.array(rows[first:stop:step])
 
-    def _map_shard(self, shard: int) -> _Rows:
-        path = self._folder / "features" / f"c.{shard}.0"
+    def _map_shard(self, shard: int) -> Rows:
+        key = f"features/c.{shard}.0"
         present, index = self._layout(shard)
         try:
-            raw = np.memmap(path, np.uint8, mode="r")
+            plain: Rows | None = self._files.rows(
+                key, (present, self.shape[1]), np.dtype(self._dtype).newbyteorder("<"), index
+            )
+        except StoreError:
+            raise
         except (OSError, ValueError) as error:  # ValueError: an empty file
-            raise _damaged(path, error) from None
-        rows_bytes = present * self.shape[1] * np.dtype(self._dtype).itemsize
-        if len(raw) == rows_bytes + len(index) and raw[rows_bytes:].tobytes() == index:
-            mapped = raw[:rows_bytes].view(np.dtype(self._dtype).newbyteorder("<"))
-            return mapped.view(np.ndarray).reshape(present, self.shape[1])
-        logger.info("%s: not in plain row order, read through zarr", path)
+            raise damaged(self._files.place(key), error) from None
+        if plain is not None:
+            return plain
+        logger.info("%s: not in plain row order, read through zarr", self._files.place(key))
         start = shard * self._shard_rows
         return _Shifted(self._zarr_rows, start)
 
     def _zarr_rows(self, rows: slice) -> Array:
         if self._through_zarr is None:
-            self._through_zarr = open_with_zarr(self._folder / "features")
+            self._through_zarr = self._zarr_array("features")
         try:
             return np.asarray(self._through_zarr[rows])
         except (OSError, ValueError, RuntimeError) as error:
-            raise _damaged(self._folder / "features", error) from error
+            raise damaged(self._files.place("features"), error) from error
+
+    def _zarr_array(self, name: str) -> Rows:
+        try:
+            return self._files.open_with_zarr(name)
+        except (OSError, ValueError, KeyError) as error:
+            raise damaged(self._files.place(name), error) from error
+
+
+def check(files: PartFiles, rows: int) -> list[Flaw]:
+    """What is wrong with a part of so many rows, as far as sizes, indexes and metadata tell."""
+    try:
+        part = ShardedRows(files)
+        if part.shape[0] != rows:
+            raise StoreError(f"{part.shape[0]} rows, but the commit says {rows}.")
+        part.times(0, rows)
+    except StoreError as error:
+        return [Flaw(0, rows, f"{error.what} {error.where}".strip())]
+    flaws = []
+    for shard, (first, stop) in enumerate(part.shard_ranges()):
+        message = part.flaw_of_shard(shard)
+        if message:
+            flaws.append(Flaw(first, stop, message))
+    return flaws
 
 
 class _Shifted:
@@ -271,27 +374,15 @@ class _Shifted:
         return np.asarray(self._read(moved))
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
+def parse_metadata(raw: bytes, place: str) -> dict[str, Any]:
     """zarr.json of an array or group."""
-    path = folder / "zarr.json"
     try:
-        metadata = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from None
+        metadata = json.loads(raw)
+    except ValueError as error:
+        raise damaged(place, error) from None
     if not isinstance(metadata, dict):
-        raise _damaged(path, "not a mapping")
+        raise damaged(place, "not a mapping")
     return metadata
-
-
-def open_with_zarr(folder: Path) -> _Rows:
-    """An array through the zarr library, whatever its codecs and order."""
-    import zarr  # 0.3 s to import, and only arrays that others rewrote need it
-
-    try:
-        array = zarr.open_array(str(folder), mode="r")
-    except (OSError, ValueError, KeyError) as error:
-        raise _damaged(folder, error) from error
-    return array  # type: ignore[return-value]  # zarr's own indexing type is wider
 
 
 def _means(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -300,9 +391,9 @@ def _means(metadata: dict[str, Any]) -> dict[str, Any]:
     return {key: metadata.get(key) for key in keys}
 
 
-def _damaged(path: Path, reason: object) -> StoreError:
+def damaged(place: str, reason: object) -> StoreError:
     return StoreError(
         "Part of the feature store is damaged.",
-        f"{path}: {reason}",
+        f"{place}: {reason}",
         "Run tadpipe store verify --drop-damaged, then tadpipe extract to make it again.",
     )

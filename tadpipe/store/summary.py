@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tadpipe.store import ledger
 from tadpipe.store.ledger import LedgerRow
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.store.opened import OpenStore
@@ -72,7 +71,7 @@ def store_info(store: OpenStore) -> StoreInfo:
 
 
 def store_status(store: OpenStore) -> StoreStatus:
-    attempts = list(ledger.read(store.backend.ledger))
+    attempts = list(store.backend.attempts())
     newest: dict[tuple[str, str], LedgerRow] = {}
     for fid, row in attempts:
         before = newest.get((fid, row.name))

@@ -23,7 +23,6 @@ import numpy as np
 import xxhash
 
 from tadpipe.errors import ConfigError, StoreError
-from tadpipe.store import ledger
 from tadpipe.store.catalogue import Catalogue
 from tadpipe.store.commits import Commit, columns
 from tadpipe.store.durable import writing
@@ -109,12 +108,16 @@ class StoreWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        backend = self._store.backend
         with self._held:
             try:
                 self.flush()
-                if self._store.videos(self.spec.fid).commits:
+                with writing(self._store.path):
+                    backend.close_ledger(self.writer_id)
+                commits = self._store.videos(self.spec.fid).commits
+                if commits:
                     with writing(self._store.path):
-                        self._store.backend.remember_catalogue(self.spec.fid)
+                        backend.remember_catalogue(self.spec.fid, commits)
             except StoreError as failure:
                 if error is None:
                     raise
@@ -198,7 +201,7 @@ class StoreWriter:
     def record(self, row: LedgerRow) -> None:
         """Write a line of the ledger."""
         with writing(self._store.path):
-            ledger.append(self._store.backend.ledger, self.writer_id, self.spec.fid, row)
+            self._store.backend.record(self.writer_id, self.spec.fid, row)
 
     def flush(self) -> None:
         """Pack and commit all that is spooled; it is visible to readers afterwards."""

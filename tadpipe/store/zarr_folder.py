@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import time
@@ -22,24 +21,22 @@ from pathlib import Path
 from typing import Any
 
 from tadpipe.config import write_atomically
-from tadpipe.errors import ConfigError, StoreError
+from tadpipe.errors import StoreError
 from tadpipe.store import shards
 from tadpipe.store.backend import (
     FORMAT_VERSION,
-    SPEC_KEY,
     VERSION_KEY,
     Backend,
-    Flaw,
     PartRows,
     check_version,
     group_attributes,
+    spec_of_group,
 )
-from tadpipe.store.commits import Commit, decode, encode
+from tadpipe.store.commits import Commit, decode, decode_lines, encode
 from tadpipe.store.durable import sync_folder, writing
 from tadpipe.store.metadata import FeatureSpec
+from tadpipe.store.shards import Flaw
 from tadpipe.store.spool import SpooledVideo
-
-logger = logging.getLogger(__name__)
 
 STALE_SEC = 3600.0  # half-written files of this age belong to nobody living
 
@@ -47,11 +44,14 @@ STALE_SEC = 3600.0  # half-written files of this age belong to nobody living
 class ZarrFolder(Backend):
     """The Zarr kind of store."""
 
+    path: Path
+
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = self.work = path
-        is_group = (path / "zarr.json").exists()
-        attributes = shards.read_metadata(path).get("attributes", {}) if is_group else {}
-        check_version(attributes.get(VERSION_KEY), path)
+        root = path / "zarr.json"
+        metadata = shards.parse_metadata(_read(root), str(root)) if root.exists() else {}
+        check_version(metadata.get("attributes", {}).get(VERSION_KEY), path)
 
     @classmethod
     def create(cls, path: Path) -> None:
@@ -75,14 +75,7 @@ class ZarrFolder(Backend):
     def specs(self) -> dict[str, FeatureSpec]:
         found = {}
         for path in sorted((self.path / "features").glob("*/zarr.json")):
-            attributes = shards.read_metadata(path.parent).get("attributes", {})
-            try:
-                spec = FeatureSpec.from_mapping(attributes[SPEC_KEY], str(path))
-            except (ConfigError, KeyError, TypeError) as error:
-                raise StoreError(
-                    "The description of these features is damaged.", f"{path}: {error}"
-                ) from None
-            found[path.parent.name] = spec
+            found[path.parent.name] = spec_of_group(_read(path), str(path))
         return found
 
     def commit_ids(self, fid: str) -> list[str]:
@@ -100,52 +93,22 @@ class ZarrFolder(Backend):
         except OSError as error:
             raise StoreError("A commit cannot be read.", f"{path}: {error.strerror}") from error
 
-    def commits(self, fid: str) -> Iterator[Commit]:
-        wanted = set(self.commit_ids(fid))
-        for commit in self._remembered(fid):
-            if commit.id in wanted:
-                wanted.remove(commit.id)
-                yield commit
-        for commit_id in sorted(wanted):
-            try:
-                yield self.read_commit(fid, commit_id)
-            except StoreError as error:
-                logger.warning("%s Its videos count as not present.", error)
-
     def _remembered(self, fid: str) -> Iterator[Commit]:
         path = self._catalogue(fid)
         try:
-            lines = path.read_bytes().splitlines()
+            raw = path.read_bytes()
         except FileNotFoundError:
             return
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield decode(line, f"{path}:{number}")
-            except StoreError as error:  # derived: the commit itself is read instead
-                logger.warning("%s", error)
+        yield from decode_lines(raw, str(path))
 
-    def remember_catalogue(self, fid: str) -> None:
-        lines = [encode(commit) for commit in self.commits(fid)]
-        if lines:
-            write_atomically(self._catalogue(fid), b"".join(lines))
+    def _write_catalogue(self, fid: str, raw: bytes) -> None:
+        write_atomically(self._catalogue(fid), raw)
 
     def open_part(self, fid: str, part: str) -> PartRows:
-        return shards.ShardedRows(self._part(fid, part))
+        return shards.ShardedRows(shards.PartFolder(self._part(fid, part)))
 
     def check_part(self, fid: str, commit: Commit) -> list[Flaw]:
-        try:
-            rows = shards.ShardedRows(self._part(fid, commit.id))
-            if rows.shape[0] != commit.rows:
-                raise StoreError(f"{rows.shape[0]} rows, but the commit says {commit.rows}.")
-            rows.times(0, commit.rows)
-        except StoreError as error:
-            return [Flaw(0, commit.rows, f"{error.what} {error.where}".strip())]
-        flaws = []
-        for shard, (first, stop) in enumerate(rows.shard_ranges()):
-            message = rows.flaw_of_shard(shard)
-            if message:
-                flaws.append(Flaw(first, stop, message))
-        return flaws
+        return shards.check(shards.PartFolder(self._part(fid, commit.id)), commit.rows)
 
     def spool_root(self, fid: str) -> Path:
         return self.path / "features" / fid / "spool"
@@ -233,6 +196,13 @@ def folder_bytes(folder: Path) -> int:
         for name in names:
             total += os.lstat(os.path.join(parent, name)).st_size
     return total
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise shards.damaged(str(path), error) from None
 
 
 def _write_group(folder: Path, attributes: Mapping[str, Any]) -> None:

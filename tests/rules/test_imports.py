@@ -16,6 +16,7 @@ BASE = {
     "epic_csv",
     "errors",
     "json_text",
+    "location",
     "project",
     "registry",
     "timeline",

@@ -14,7 +14,14 @@ import zarr
 
 from tadpipe.errors import StoreError
 from tadpipe.store.feature_store import FeatureStore
-from tadpipe.store.shards import CHUNK_ROWS, ShardedRows, crc32c, shard_index, write_part
+from tadpipe.store.shards import (
+    CHUNK_ROWS,
+    PartFolder,
+    ShardedRows,
+    crc32c,
+    shard_index,
+    write_part,
+)
 from tadpipe.store.spool import Spool, SpooledVideo
 from tadpipe.store.verify import verify
 from tests.unit.store.small_videos import CHANNELS, SPEC, fill, rows, times
@@ -59,7 +66,7 @@ def test_memory_map_reads_what_is_written(
     tmp_path: Path, spooled: list[SpooledVideo], shard_rows: int
 ) -> None:
     write_part(tmp_path / "part", spooled, shard_rows)
-    part = ShardedRows(tmp_path / "part")
+    part = ShardedRows(PartFolder(tmp_path / "part"))
     for start, stop, step in ((0, 300, 1), (0, 300, 3), (63, 65, 1), (127, 290, 5), (299, 300, 1)):
         assert np.array_equal(part.read(start, stop, step), wanted()[start:stop:step])
     assert np.array_equal(part.times(149, 152), [times(150)[-1], times(1)[0], times(149)[0]])
@@ -93,7 +100,7 @@ def test_no_zarr_is_loaded_to_read_the_plain_layout(
 ) -> None:
     store = FeatureStore.create(tmp_path / "x.zarr")
     fill(store, [1])
-    monkeypatch.setattr("tadpipe.store.shards.open_with_zarr", None)
+    monkeypatch.setattr(PartFolder, "open_with_zarr", None)
     assert np.array_equal(store["v1"][:], rows(1))
 
 
@@ -132,7 +139,7 @@ def test_shard_in_another_order_reads_right(
     entries = np.array([[(count - 1 - i) * chunk, chunk] for i in range(count)], dtype="<u8")
     index = entries.tobytes()
     file.write_bytes(b"".join(chunks[::-1]) + index + crc32c(index).to_bytes(4, "little"))
-    part = ShardedRows(tmp_path / "part")
+    part = ShardedRows(PartFolder(tmp_path / "part"))
     with caplog.at_level(logging.INFO):
         assert np.array_equal(part.read(60, 200, 2), wanted()[60:200:2])
     assert "not in plain row order" in caplog.text
@@ -156,7 +163,7 @@ def test_damaged_shard_is_an_error_that_says_so(
     else:
         broken = {"cut": raw[:-100], "empty": b"", "index": raw[:-10] + b"x" + raw[-9:]}
         file.write_bytes(broken[damage])
-    part = ShardedRows(tmp_path / "part")
+    part = ShardedRows(PartFolder(tmp_path / "part"))
     assert np.array_equal(part.read(0, 128, 1), wanted()[:128])
     with pytest.raises(StoreError, match="damaged"):
         part.read(100, 140, 1)
@@ -170,7 +177,7 @@ def test_damaged_metadata_is_an_error_that_says_so(
     write_part(tmp_path / "part", spooled, 128)
     (tmp_path / "part" / "features" / "zarr.json").write_text("{")
     with pytest.raises(StoreError, match="damaged"):
-        ShardedRows(tmp_path / "part")
+        ShardedRows(PartFolder(tmp_path / "part"))
 
 
 def test_every_level_of_a_store_is_a_zarr_group(tmp_path: Path) -> None:
