@@ -83,6 +83,7 @@ def compare(
 
     A finished run of the same configuration is reused, an unfinished one goes on, so that a
     repeated command continues; several such commands at once share the runs between them.
+    What is not listed here is as in `train_detector`.
 
     Args:
         seeds: runs of each detector, with the seeds `seed`, `seed` + 1, ...
@@ -97,7 +98,6 @@ def compare(
         workers: runs at the same time; they share torch's threads between them, and what they
             take in wall time and memory is that of a shared machine.
         seed: the first training seed, and that of the bootstrap.
-        Others as in `train_detector`.
     Raises:
         ConfigError, AnnotationError, StoreError, CheckpointError: before anything is trained.
         TadpipeError: a run failed; those that are finished are kept.
