@@ -8,12 +8,15 @@ from typing import Literal
 import click
 
 from tadpipe.cli.options import (
+    class_scores_file,
+    class_scores_option,
     device_option,
     dry_run_option,
     emit,
     first,
     seed_option,
     shared_options,
+    skip_unscored_option,
     terminal_progress,
 )
 
@@ -56,14 +59,14 @@ from tadpipe.cli.options import (
     help="How they are chosen.",
 )
 @click.option(
-    "--unsampled",
-    type=click.Choice(["forward", "store"]),
-@click.option(
     "--egs-gradient",
     type=click.Choice(["own", "interpolated"]),
     default=None,
     help="What they pass on: their own gradient (ETAD), or also that of those between.",
 )
+@click.option(
+    "--unsampled",
+    type=click.Choice(["forward", "store"]),
     default=None,
     help="Features of the other clips: encoded too, or read from --features.",
 )
@@ -86,6 +89,8 @@ from tadpipe.cli.options import (
 @click.option("--subset", default=None, help="Subset to train on.  [default: by its usual names]")
 @click.option("--test-subset", default=None, help="Subset scored once, after the last epoch.")
 @click.option("--val-subset", default=None, help="Subset reported during training.")
+@class_scores_option("default: the project's")
+@skip_unscored_option
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Run folder.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
 @device_option
@@ -104,17 +109,19 @@ def e2e(
     tune: Literal["adapter", "full", "frozen"] | None,
     egs: float | None,
     egs_strategy: str | None,
+    egs_gradient: Literal["own", "interpolated"] | None,
     unsampled: Literal["forward", "store"] | None,
     features: Path | None,
     representation: Literal["snippet", "frame"] | None,
     stride: int | None,
     detector: str | None,
-    egs_gradient: Literal["own", "interpolated"] | None,
     preset: str | None,
     sets: tuple[str, ...],
     subset: str | None,
     test_subset: str | None,
     val_subset: str | None,
+    class_scores: Path | None,
+    skip_unscored: bool,
     out: Path | None,
     resume: bool,
     device: str | None,
@@ -142,6 +149,7 @@ def e2e(
         tune=tune,
         egs=egs,
         egs_strategy=egs_strategy,
+        egs_gradient=egs_gradient,
         unsampled=unsampled,
         features=features or project.store,
         representation=representation,
@@ -149,7 +157,6 @@ def e2e(
         preset=first(preset, None if detector else project.preset),
         sets=sets,
         stride=first(stride, project.stride),
-        egs_gradient=egs_gradient,
         out=out,
         runs=project.runs,
         resume=resume,
@@ -157,6 +164,8 @@ def e2e(
         subset=subset,
         test_subset=test_subset,
         val_subset=val_subset,
+        class_scores=class_scores_file(class_scores, project.class_scores),
+        skip_unscored=skip_unscored,
         device=first(device, project.device) or "auto",
         seed=seed,
         dry_run=dry_run,

@@ -36,7 +36,7 @@ from tadpipe.pipeline.e2e_plan import (
     trained_videos,
 )
 from tadpipe.pipeline.e2e_result import E2EResult
-from tadpipe.pipeline.evaluate import DETECTIONS_FILE, Evaluation, evaluate
+from tadpipe.pipeline.evaluate import DETECTIONS_FILE, Evaluation
 from tadpipe.pipeline.frame_cache import FrameCache, keep_for
 from tadpipe.pipeline.known_weights import KnownWeights, remember_weights
 from tadpipe.pipeline.pixel_windows import FailedVideos, PixelLoader, PixelWindows
@@ -92,6 +92,8 @@ def train_e2e(
     subset: str | None = None,
     test_subset: str | None = None,
     val_subset: str | None = None,
+    class_scores: str | Path | None = None,
+    skip_unscored: bool = False,
     device: str = "auto",
     seed: int = 0,
     dry_run: bool = False,
@@ -105,15 +107,15 @@ def train_e2e(
         adapter, tune: what of the backbone trains; an adapter alone means tune = "adapter".
         egs: share of the clips that get gradients; 1 is the full gradient.
         egs_strategy: how they are chosen: random, grid, block, fps, dpp.
-        unsampled: "forward" encodes the other clips too, "store" reads them from `features`.
-        representation: "snippet" (a vector per clip) or "frame" (a window is one line of clips).
         egs_gradient: what they pass on: their own gradient, or also that of the clips between
             them.
+        unsampled: "forward" encodes the other clips too, "store" reads them from `features`.
+        representation: "snippet" (a vector per clip) or "frame" (a window is one line of clips).
         detector, preset: as of `train_detector`; `sets` change the preset ("e2e.egs.ratio=0.5").
         stride: frames between grid steps; without it the preset's, else 4.
         out: run folder; without it, `runs`/e2e.
         resume: go on with the run in the folder; it must have the same configuration.
-        subset, test_subset, val_subset: as of `train_detector`.
+        subset, test_subset, val_subset, class_scores, skip_unscored: as of `train_detector`.
     Returns:
         What was done; `exit_code` is 3 when videos turned out unusable.
     Raises:
@@ -147,7 +149,7 @@ def train_e2e(
             test_subset=test_subset,
             val_subset=val_subset,
             seed=seed,
-        )
+        ).with_score_file(class_scores, skip_unscored=skip_unscored)
         folder = Path(out) if out is not None else Path(runs) / "e2e"
         run = _Run(plan, pixels, table, folder, device, progress)
         check_run_folder(folder, run.config(), resume=resume)
@@ -311,7 +313,7 @@ class _Run:
             validation = self.plan.subsets.validation
             assert validation is not None  # checked by the plan
             found = self._detect(learner.detector, validation, loader.failed, SILENT)
-            average = self._score(found, validation).average_map
+            average = self.plan.score(self.plan.labelled(found), validation).average_map
             logger.info("epoch %d: average mAP %.4f on '%s'", epoch, average, validation)
             return {"epoch": epoch, "validation_map": average}
 
@@ -349,9 +351,9 @@ class _Run:
             test = self.plan.subsets.test
             if test is None:
                 return None
-            found = self._detect(learner.detector, test, failed, self.progress)
+            found = self.plan.labelled(self._detect(learner.detector, test, failed, self.progress))
             save_detections(self.own / DETECTIONS_FILE, found)
-            evaluation = self._score(found, test)
+            evaluation = self.plan.score(found, test)
             evaluation.save(self.own / EVALUATION_FILE)
             return evaluation
 
@@ -378,16 +380,6 @@ class _Run:
             detector, self.table, self.plan, share, failed, label=label, progress=progress
         )
         return self.ranks.merged(found)
-
-    def _score(self, found: Detections, subset: str) -> Evaluation:
-        """mAP on a subset, by the data set's thresholds and protocol."""
-        spec = self.plan.spec
-        return evaluate(
-            found,
-            annotations=self.plan.truth(),
-            dataset=None if spec is None else spec.name,
-            subset=subset,
-        )
 
 
 def _sizes(learner: E2ELearner) -> dict[str, int]:

@@ -20,10 +20,9 @@ from torch import nn
 
 from tadpipe.annotations import Detections, save_detections
 from tadpipe.datasets.loader import Batch, WindowLoader
-from tadpipe.pipeline.class_fusion import check_used, load_class_scores
 from tadpipe.pipeline.detect import detect_on_source
 from tadpipe.pipeline.device import resolve_device
-from tadpipe.pipeline.evaluate import DETECTIONS_FILE, Evaluation, evaluate
+from tadpipe.pipeline.evaluate import DETECTIONS_FILE, Evaluation
 from tadpipe.pipeline.evaluation_result import EVALUATION_FILE
 from tadpipe.pipeline.feature_tables import open_tables
 from tadpipe.pipeline.presets import choose_preset, load_preset
@@ -170,12 +169,7 @@ def train_detector(
         val_subset=val_subset,
         seed=seed,
     )
-    check_used(class_scores, (), skip_unscored=skip_unscored)
-    if class_scores is not None:
-        scores = load_class_scores(
-            class_scores, plan.annotations, plan.spec, skip_unscored=skip_unscored
-        )
-        plan = plan.with_scores(scores)
+    plan = plan.with_score_file(class_scores, skip_unscored=skip_unscored)
     folder = Path(out) if out is not None else Path(runs) / plan.preset.detector
     if resume and (folder / RECIPE_FILE).exists():
         names = [table.store for table in tables]
@@ -200,7 +194,7 @@ def train_detector(
             with trainer.ema.applied_to(model):
                 found = plan.labelled(_detect(model, plan, plan.subsets.test, progress, ranks))
             save_detections(own / DETECTIONS_FILE, found)
-            evaluation = _score(found, plan, plan.subsets.test)
+            evaluation = plan.score(found, plan.subsets.test)
             evaluation.save(own / EVALUATION_FILE)
     return replace(
         result,
@@ -276,7 +270,7 @@ def _train(
     def validate(epoch: int) -> Mapping[str, float]:
         assert plan.subsets.validation is not None  # checked by the plan
         found = plan.labelled(_detect(model, plan, plan.subsets.validation, SILENT, ranks))
-        average = _score(found, plan, plan.subsets.validation).average_map
+        average = plan.score(found, plan.subsets.validation).average_map
         logger.info("epoch %d: average mAP %.4f on '%s'", epoch, average, plan.subsets.validation)
         return {"epoch": epoch, "validation_map": average}
 
@@ -311,22 +305,6 @@ def _detect(
         progress=progress,
     )
     return ranks.merged(found)
-
-
-def _score(found: Detections, plan: TrainPlan, subset: str) -> Evaluation:
-    """mAP on a subset, by the data set's thresholds and protocol."""
-    evaluation = evaluate(
-        found,
-        annotations=plan.truth(),
-        dataset=None if plan.spec is None else plan.spec.name,
-        subset=subset,
-    )
-    return replace(
-        evaluation,
-        has_one_label=plan.has_one_label,
-        class_scores=plan.stated_scores(),
-        unscored=() if plan.scores is None else plan.scores.missing(found),
-    )
 
 
 def last_epoch(folder: Path, steps_per_epoch: int) -> dict[str, float]:

@@ -29,6 +29,8 @@ from tadpipe.pipeline.class_fusion import (
     takes_class_scores,
     with_one_label,
 )
+from tadpipe.pipeline.evaluate import evaluate
+from tadpipe.pipeline.evaluation_result import Evaluation
 from tadpipe.pipeline.feature_tables import Table
 from tadpipe.pipeline.presets import Preset
 from tadpipe.pipeline.recipe import ANY_LABEL, Recipe, check_preset
@@ -115,6 +117,21 @@ class TrainPlan:
                 scores.check(self.coverage(subset).stored_as)
         return replace(self, scores=scores)
 
+    def with_score_file(self, class_scores: str | Path | None, *, skip_unscored: bool) -> TrainPlan:
+        """The plan with the class scores of a file, if one is given.
+
+        Raises:
+            ConfigError: see `with_scores` and `check_used`. AnnotationError: a wrong file.
+        """
+        check_used(class_scores, (), skip_unscored=skip_unscored)
+        if class_scores is None:
+            return self
+        return self.with_scores(
+            load_class_scores(
+                class_scores, self.annotations, self.spec, skip_unscored=skip_unscored
+            )
+        )
+
     def labelled(self, found: Detections) -> Detections:
         """What was found, with labels by the class scores if there are any."""
         return found if self.scores is None else self.scores.label(found, self.recipe.class_scores)
@@ -122,6 +139,21 @@ class TrainPlan:
     def stated_scores(self) -> dict[str, Any] | None:
         """Where the labels come from, JSON-ready; None without class scores."""
         return None if self.scores is None else self.scores.stated(self.recipe.class_scores)
+
+    def score(self, found: Detections, subset: str) -> Evaluation:
+        """mAP on a subset, by the data set's thresholds and protocol."""
+        evaluation = evaluate(
+            found,
+            annotations=self.truth(),
+            dataset=None if self.spec is None else self.spec.name,
+            subset=subset,
+        )
+        return replace(
+            evaluation,
+            has_one_label=self.has_one_label,
+            class_scores=self.stated_scores(),
+            unscored=() if self.scores is None else self.scores.missing(found),
+        )
 
     def durations_sec(self, videos: Mapping[str, str]) -> dict[str, float | None]:
         """Length of annotated videos: as annotated, else as stored."""

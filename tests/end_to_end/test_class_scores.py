@@ -138,3 +138,17 @@ def test_mistakes_are_errors_of_three_parts(arguments: list[str], words: str, ca
     assert words in said
     assert len(said.strip().splitlines()) >= 2
     assert "Traceback" not in said
+
+
+def test_end_to_end_training_names_what_it_finds(capfd: CapFd) -> None:
+    code, report, _ = command(
+        capfd, "e2e", "--tune=frozen", *SMALL_MODEL, *AGNOSTIC, "--set=e2e.augment.enabled=false"
+    )
+    assert code == 0
+    assert report["evaluation"]["class_scores"]["file"].endswith("scores.json")
+    labels = {row.label for row in load_detections("runs/e2e/detections.json")["four"]}
+    assert labels == {"left", "right"}
+    write_scores(Path("three.json"), NAMES[:3])
+    code = run(["e2e", "--tune=frozen", *SMALL_MODEL, *AGNOSTIC, "--class-scores=three.json"])
+    assert code == 2
+    assert "four" in capfd.readouterr().err
