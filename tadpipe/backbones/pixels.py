@@ -37,7 +37,7 @@ def prepare(frames: Tensor, recipe: PixelRecipe, device: str | torch.device) -> 
             f"Frames must be uint8 [T, H, W, {channels}].",
             f"got {frames.dtype} {list(frames.shape)}",
         )
-    frames = frames.to(device)
+    frames = frames.to(device, non_blocking=True)  # at once unless they are in pinned memory
     if recipe.colour == "bgr":
         frames = frames.flip(3)
     size = resized_shape(frames.shape[1], frames.shape[2], recipe)

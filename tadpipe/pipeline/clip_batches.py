@@ -1,13 +1,15 @@
 """From video files to feature rows: decode, prepare, cut clips, fill batches across videos.
 
 Shapes: F frames per clip, S side of the prepared picture, N clips per batch, C channels.
-Frames arrive from the decoder's own process while the backbone works on the batch before.
+While the backbone works on a batch, the lanes (`pipeline/clip_lanes.py`) decode and prepare the
+clips of the next ones; on a GPU a batch is queued before the rows of the one before are fetched.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +17,13 @@ from torch import Tensor
 from tadpipe.backbones.pixels import prepare
 from tadpipe.backbones.protocol import Backbone
 from tadpipe.errors import VideoError
+from tadpipe.pipeline.clip_lanes import ClipLanes
 from tadpipe.pipeline.frame_source import FrameSource, VideoRows
 from tadpipe.pipeline.optical_flow import FlowSource
 from tadpipe.video.process import DecodeProcess
-from tadpipe.video.snippets import SnippetPlan, iter_clips
+from tadpipe.video.snippets import SnippetPlan
+
+LINE_BATCHES = 2  # batches of clips that may wait for the backbone
 
 
 def batch_of(device: str) -> int:
@@ -30,6 +35,7 @@ class ClipBatches:
     """Runs videos through a backbone in full batches.
 
     Args:
+        decoders: each works on a video of its own.
         batch: clips per forward pass, N.
         pad: fill the last batch up to N, for a compiled backbone with fixed shapes.
         fps: resample to this rate by presentation times; None keeps the frames of the file.
@@ -41,7 +47,7 @@ class ClipBatches:
         self,
         backbone: Backbone,
         plan: SnippetPlan,
-        decoder: DecodeProcess,
+        decoders: Sequence[DecodeProcess],
         *,
         device: str,
         batch: int,
@@ -52,59 +58,138 @@ class ClipBatches:
     ) -> None:
         self.backbone = backbone
         self.plan = plan
-        self.decoder = decoder
+        self.decoders = decoders
         self.batch = batch
         self.pad = pad
-        self._source = FrameSource(
-            decoder,
-            lambda frames: prepare(frames, backbone.pixels, device),
-            fps=fps,
-            keep_truncated=keep_truncated,
-            flow=flow,
-        )
-        self._queue: list[tuple[VideoRows, Tensor]] = []
+        self.device_busy_sec = 0.0
+        self._sources = [
+            FrameSource(
+                decoder,
+                lambda frames: prepare(frames, backbone.pixels, device),
+                fps=fps,
+                keep_truncated=keep_truncated,
+                flow=flow,
+                pinned=torch.device(device).type == "cuda",
+            )
+            for decoder in decoders
+        ]
+        self._queue: list[tuple[VideoRows, list[Tensor]]] = []
+        self._clips: Tensor | None = None  # [N, 3, F, S, S], filled anew for every batch
+        self._under_way: _UnderWay | None = None
 
-    def run(self, videos: Iterable[VideoRows]) -> Iterator[VideoRows]:
+    def run(self, videos: Iterable[VideoRows]) -> Generator[VideoRows]:
         """Each video once, when its last row is there or when it failed."""
+        self._queue.clear()
+        self._under_way = None
+        coming = iter(videos)
         waiting: list[VideoRows] = []
-        for video in videos:
-            waiting.append(video)
-            try:
-                for clip in self._clips(video):
+        with ClipLanes(self._sources, self.plan, LINE_BATCHES * self.batch) as lanes:
+            for _ in range(len(self._sources) + 1):  # one more, so that no lane has to wait for us
+                self._add_next(coming, waiting, lanes)
+            while any(video.decoding for video in waiting):
+                video, clip, failure = lanes.next()
+                if clip is not None:
                     self._queue.append((video, clip))
-                    video.clips_cut += 1
                     if len(self._queue) == self.batch:
                         self._forward()
-                self._source.settle(video, self.plan.span_frames)
-            except VideoError as error:
-                video.error = error
-            video.decoding = False
-            yield from take_complete(waiting)
+                        yield from take_complete(waiting)
+                    continue
+                video.decoding = False
+                if isinstance(failure, VideoError):
+                    video.error = failure
+                elif failure is not None:
+                    raise failure
+                self._add_next(coming, waiting, lanes)
+                yield from take_complete(waiting)
         if self._queue:
             self._forward()
+        self._fetch()
         yield from take_complete(waiting)
 
-    def _forward(self) -> None:
-        """Run the queued clips and hand each row to its video."""
-        clips = torch.stack([clip for _, clip in self._queue])  # [N, 3, F, S, S]
-        count = len(clips)
-        if self.pad and count < self.batch:
-            clips = torch.cat([clips, clips[-1:].expand(self.batch - count, *clips.shape[1:])])
-        with torch.inference_mode():
-            features = self.backbone(clips)[:count].float().cpu().numpy()  # [N, C]
-        for (video, _), row in zip(self._queue, features, strict=True):
-            video.rows.append(row)
-        self._queue.clear()
+    def _add_next(
+        self, coming: Iterator[VideoRows], waiting: list[VideoRows], lanes: ClipLanes
+    ) -> None:
+        video = next(coming, None)
+        if video is not None:
+            waiting.append(video)
+            lanes.add(video)
 
-    def _clips(self, video: VideoRows) -> Iterator[Tensor]:
-        """Clips [3, F, S, S] of a video in order, cut from a ring of prepared frames."""
-        for _, ring in iter_clips(self._source.frames(video), self.plan):
-            yield torch.stack(ring, dim=1)
+    def _forward(self) -> None:
+        """Start the queued clips on their way; then fetch the rows of the batch before."""
+        count = len(self._queue)
+        clips = self._stacked()
+        if not (self.pad and count < self.batch):
+            clips = clips[:count]
+        videos = [video for video, _ in self._queue]
+        self._queue.clear()
+        with torch.inference_mode():
+            launched = _UnderWay.launch(self.backbone, clips, videos)
+        self._fetch()
+        self._under_way = launched
+        if not clips.is_cuda:
+            self._fetch()
+
+    def _stacked(self) -> Tensor:
+        """The queued clips as [N, 3, F, S, S], the last one repeated where they are fewer."""
+        first = self._queue[0][1]
+        shape = (self.batch, first[0].shape[0], len(first), *first[0].shape[1:])
+        if self._clips is None or self._clips.shape != shape:
+            self._clips = torch.empty(shape, dtype=first[0].dtype, device=first[0].device)
+        for place, (_, clip) in enumerate(self._queue):
+            torch.stack(clip, dim=1, out=self._clips[place])
+        if self.pad:
+            count = len(self._queue)
+            self._clips[count:] = self._clips[count - 1]
+        return self._clips
+
+    def _fetch(self) -> None:
+        """Hand the rows of the batch under way to their videos."""
+        if self._under_way is not None:
+            self.device_busy_sec += self._under_way.hand_out()
+            self._under_way = None
+
+
+class _UnderWay(NamedTuple):
+    """A batch that the backbone has been given, and where its rows will be."""
+
+    videos: list[VideoRows]
+    features: Tensor  # [N, C] in memory of the host, there once `ended` has happened
+    busy_sec: float  # on the CPU
+    began: torch.cuda.Event | None = None
+    ended: torch.cuda.Event | None = None
+
+    @classmethod
+    def launch(cls, backbone: Backbone, clips: Tensor, videos: list[VideoRows]) -> _UnderWay:
+        """Run the backbone; on a GPU this returns before it has run."""
+        count = len(videos)
+        if not clips.is_cuda:
+            began_sec = time.perf_counter()
+            features = backbone(clips)[:count].float()
+            return cls(videos, features, time.perf_counter() - began_sec)
+        began = torch.cuda.Event(enable_timing=True)
+        ended = torch.cuda.Event(enable_timing=True)
+        began.record()
+        features = backbone(clips)[:count].float()
+        host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+        host.copy_(features, non_blocking=True)
+        ended.record()
+        return cls(videos, host, 0.0, began, ended)
+
+    def hand_out(self) -> float:
+        """Give every video its rows; returns the seconds that the device was busy with them."""
+        busy_sec = self.busy_sec
+        if self.began is not None and self.ended is not None:
+            self.ended.synchronize()
+            busy_sec = self.began.elapsed_time(self.ended) / 1e3
+        for video, row in zip(self.videos, self.features.numpy().copy(), strict=True):
+            video.rows.append(row)
+        return busy_sec
 
 
 def take_complete(waiting: list[VideoRows]) -> Iterator[VideoRows]:
-    """Remove and yield the videos at the head of the line that are complete."""
-    while waiting and waiting[0].complete:
-        video = waiting.pop(0)
+    """Remove and yield the videos that are complete, whichever began first."""
+    complete = [video for video in waiting if video.complete]
+    waiting[:] = [video for video in waiting if not video.complete]
+    for video in complete:
         video.seconds = time.monotonic() - video.started
         yield video

@@ -167,7 +167,7 @@ class _Session:
         return clip_runner(
             self.backbone,
             job.spec,
-            held.enter_context(process),
+            [held.enter_context(process)],
             device=self.device,
             batch=job.batch or batch_of(self.device),
             pad=job.compile,

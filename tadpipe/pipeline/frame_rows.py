@@ -7,7 +7,7 @@ Shapes: T rows of a window, k frames per row, W = T * k frames, S side of a pict
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class FrameWindows:
         self.backbone = backbone
         self.grid = grid
         self.plan = grid.plan
-        self.decoder = decoder
+        self.decoders = [decoder]
         self.hop = grid.window_len - overlap_frames // grid.frames_per_step  # rows
         self._source = FrameSource(
             decoder,
@@ -55,7 +55,7 @@ class FrameWindows:
             keep_truncated=keep_truncated,
         )
 
-    def run(self, videos: Iterable[VideoRows]) -> Iterator[VideoRows]:
+    def run(self, videos: Iterable[VideoRows]) -> Generator[VideoRows]:
         """Each video once, with its rows or its error."""
         for video in videos:
             try:

@@ -60,6 +60,7 @@ class FrameSource:
         fps: resample to this rate by presentation times; None keeps the frames of the file.
         keep_truncated: use what can be decoded of a file that ends early.
         flow: turns the frames into pictures of optical flow; None takes them as they are.
+        pinned: hand frames on in page-locked memory, from which a GPU copies on its own.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class FrameSource:
         fps: float | None,
         keep_truncated: bool,
         flow: FlowSource | None = None,
+        pinned: bool = False,
     ) -> None:
         self.decoder = decoder
         self.prepare = prepare
         self.fps = fps
         self.keep_truncated = keep_truncated
         self.flow = flow
+        self.pinned = pinned
 
     def frames(self, video: VideoRows) -> Iterator[Tensor]:
         """Pictures [3, S, S] in order; `video` learns its probe and its counts on the way."""
@@ -88,7 +91,11 @@ class FrameSource:
             frames = self.flow.pictures(video.file, frames)
         for group in in_blocks(frames, PREPARE_FRAMES):
             video.frames_used += len(group)
-            yield from self.prepare(torch.from_numpy(np.stack(group)))
+            block = torch.empty(
+                (len(group), *group[0].shape), dtype=torch.uint8, pin_memory=self.pinned
+            )
+            np.stack(group, out=block.numpy())
+            yield from self.prepare(block)
 
     def settle(self, video: VideoRows, span_frames: int) -> None:
         """Make the probe speak of the frames that were there, once they all came.

@@ -131,7 +131,7 @@ class VideoTable:
         windows = clip_runner(
             self.backbone,
             self.spec,
-            self.decoder,
+            [self.decoder],
             device=self.device,
             batch=self.batch,
             pad=False,
@@ -164,7 +164,7 @@ class VideoTable:
 def clip_runner(
     backbone: Backbone,
     spec: FeatureSpec,
-    decoder: DecodeProcess,
+    decoders: Sequence[DecodeProcess],
     *,
     device: str,
     batch: int,
@@ -174,6 +174,7 @@ def clip_runner(
     """What runs videos through a backbone as a spec says.
 
     Args:
+        decoders: each works on a video of its own; windows of frames use the first one only.
         batch: clips per forward pass, where the spec leaves it open; windows of frames pass one
             by one.
         pad: fill the last batch of clips; always done where the spec states the batch.
@@ -184,7 +185,7 @@ def clip_runner(
         return FrameWindows(
             backbone,
             grid_of(spec),
-            decoder,
+            decoders[0],
             device=device,
             overlap_frames=spec.overlap,
             fps=spec.fps,
@@ -193,7 +194,7 @@ def clip_runner(
     return ClipBatches(
         backbone,
         SnippetPlan(spec.anchor, spec.clip_len, spec.frame_interval, spec.stride),
-        decoder,
+        decoders,
         device=device,
         batch=spec.batch or batch,
         pad=pad or spec.batch is not None,
