@@ -215,7 +215,7 @@ def _page(
         f"{task_text(first)}; protocol {score.protocol.name}. "
         + ("± is one standard deviation over the seeds. " if any(
             len(system.scores) > 1 for system in systems) else "")
-        + "Time and memory are measured by tadpipe compare; – where a run was made without it.",
+        + "Time and memory are shown where tadpipe compare measured them.",
         f"Errors, curves and the viewer show the first seed. The viewer holds the "
         f"{viewer['shown']} best detections of each run and video; the AP of a video is the mean "
         "over the classes that occur in it.",

@@ -42,7 +42,8 @@ def _map_by_tiou(systems: Sequence[System]) -> Chart:
         for system in systems
         for tiou, value in zip(system.scores[0].tious, system.map_at, strict=True)
     ]
-    x = {**quantity("tiou", "tIoU threshold", zero=False, padding=12), "axis": {"format": ".2f"}}
+    axis = {"format": ".2f", "values": list(systems[0].scores[0].tious), "labelOverlap": True}
+    x = {**quantity("tiou", "tIoU threshold", zero=False, padding=12), "axis": axis}
     tooltip = tips(run="run", tiou="tIoU", value="mAP %", deviation="± over seeds")
     layers = [
         {

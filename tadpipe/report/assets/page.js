@@ -8,9 +8,16 @@ function meanText([mean, deviation]) {
 }
 
 function overviewTable({ systems, tious }) {
+  const costs = [
+    ["parameters", (cost) => countText(cost.parameters)],
+    ["GFLOPs/window", (cost) => numberText(cost.gflops, 2)],
+    ["training", (cost) => secondsText(cost.train_sec)],
+    ["peak memory", (cost) => bytesText(cost.peak_bytes)],
+    ["detect, s/min", (cost) => numberText(cost.detect_sec_per_minute, 3)],
+  ].filter(([, text]) => systems.some((system) => text(system.cost) !== "–"));
   const heads = [
-    "run", ...tious.map((tiou) => `mAP@${tiou.toFixed(2)}`), "average", "parameters", "GFLOPs/window",
-    "training", "peak memory", "detect, s/min",
+    "run", ...tious.map((tiou) => `mAP@${tiou.toFixed(2)}`), "average",
+    ...costs.map(([name]) => name),
   ];
   const best = (pick) => Math.max(...systems.map(pick));
   const bestAt = tious.map((_, i) => best((system) => system.map[i][0]));
@@ -30,11 +37,8 @@ function overviewTable({ systems, tious }) {
         element("small", {}, what.filter(Boolean).join("; "))),
       ...system.map.map((value, i) => cell(value, bestAt[i])),
       cell(system.average, bestAverage),
-      element("td", {}, countText(cost.parameters)),
-      element("td", {}, numberText(cost.gflops, 2)),
-      element("td", {}, secondsText(cost.train_sec)),
-      element("td", { title: cost.peak_of }, bytesText(cost.peak_bytes)),
-      element("td", {}, numberText(cost.detect_sec_per_minute, 3)),
+      ...costs.map(([name, text]) =>
+        element("td", { title: name === "peak memory" ? cost.peak_of : "" }, text(cost))),
     );
   });
   byId("overview").append(
