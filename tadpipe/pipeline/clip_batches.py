@@ -61,6 +61,8 @@ class ClipBatches:
         self.decoders = decoders
         self.batch = batch
         self.pad = pad
+        self.under_way: list[VideoRows] = []
+        self.clips_done = 0
         self.device_busy_sec = 0.0
         self._sources = [
             FrameSource(
@@ -75,14 +77,14 @@ class ClipBatches:
         ]
         self._queue: list[tuple[VideoRows, list[Tensor]]] = []
         self._clips: Tensor | None = None  # [N, 3, F, S, S], filled anew for every batch
-        self._under_way: _UnderWay | None = None
+        self._launched: _Launched | None = None
 
     def run(self, videos: Iterable[VideoRows]) -> Generator[VideoRows]:
         """Each video once, when its last row is there or when it failed."""
         self._queue.clear()
-        self._under_way = None
+        self._launched = None
         coming = iter(videos)
-        waiting: list[VideoRows] = []
+        waiting = self.under_way = []
         with ClipLanes(self._sources, self.plan, LINE_BATCHES * self.batch) as lanes:
             for _ in range(len(self._sources) + 1):  # one more, so that no lane has to wait for us
                 self._add_next(coming, waiting, lanes)
@@ -123,9 +125,9 @@ class ClipBatches:
         videos = [video for video, _ in self._queue]
         self._queue.clear()
         with torch.inference_mode():
-            launched = _UnderWay.launch(self.backbone, clips, videos)
+            batch = _Launched.of(self.backbone, clips, videos)
         self._fetch()
-        self._under_way = launched
+        self._launched = batch
         if not clips.is_cuda:
             self._fetch()
 
@@ -143,13 +145,14 @@ class ClipBatches:
         return self._clips
 
     def _fetch(self) -> None:
-        """Hand the rows of the batch under way to their videos."""
-        if self._under_way is not None:
-            self.device_busy_sec += self._under_way.hand_out()
-            self._under_way = None
+        """Hand the rows of the launched batch to their videos."""
+        if self._launched is not None:
+            self.device_busy_sec += self._launched.hand_out()
+            self.clips_done += len(self._launched.videos)
+            self._launched = None
 
 
-class _UnderWay(NamedTuple):
+class _Launched(NamedTuple):
     """A batch that the backbone has been given, and where its rows will be."""
 
     videos: list[VideoRows]
@@ -159,7 +162,7 @@ class _UnderWay(NamedTuple):
     ended: torch.cuda.Event | None = None
 
     @classmethod
-    def launch(cls, backbone: Backbone, clips: Tensor, videos: list[VideoRows]) -> _UnderWay:
+    def of(cls, backbone: Backbone, clips: Tensor, videos: list[VideoRows]) -> _Launched:
         """Run the backbone; on a GPU this returns before it has run."""
         count = len(videos)
         if not clips.is_cuda:

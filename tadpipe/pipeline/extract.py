@@ -7,10 +7,8 @@ becomes a typed ledger row and the run goes on; a finished video survives any ki
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,32 +18,25 @@ from tadpipe.config import PixelRecipe
 from tadpipe.datasets import DATASETS
 from tadpipe.datasets.annotation_files import annotation_copy, read_annotations
 from tadpipe.datasets.spec import DatasetSpec
-from tadpipe.errors import VideoError, VideoReason
+from tadpipe.errors import VideoError
 from tadpipe.location import location
-from tadpipe.pipeline.clip_batches import ClipBatches, batch_of
+from tadpipe.pipeline.clip_batches import batch_of
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.extract_recipes import with_recipe
 from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
+from tadpipe.pipeline.extract_run import ExtractRun, Runner, content_of
 from tadpipe.pipeline.extract_spec import Choices, Handling, as_chosen, as_tuned
-from tadpipe.pipeline.frame_rows import FrameWindows
-from tadpipe.pipeline.frame_source import VideoRows
 from tadpipe.pipeline.known_weights import KnownWeights, remember_weights
 from tadpipe.pipeline.optical_flow import flow_source
 from tadpipe.pipeline.progress import SILENT, Progress
 from tadpipe.pipeline.spec_backbone import tuned_backbone
 from tadpipe.pipeline.video_features import clip_runner
-from tadpipe.pipeline.video_files import VideoFile, find_videos, printable, shard
+from tadpipe.pipeline.video_files import VideoFile, find_videos, shard
 from tadpipe.registry import resolve
 from tadpipe.store.content import ContentIndex
 from tadpipe.store.feature_store import FeatureStore
-from tadpipe.store.ledger import LedgerRow
 from tadpipe.store.metadata import FeatureSpec
-from tadpipe.store.writer import StoreWriter
 from tadpipe.video.process import DecodeProcess
-
-logger = logging.getLogger(__name__)
-
-Runner = ClipBatches | FrameWindows  # of videos through a backbone
 
 
 def extract(
@@ -234,147 +225,11 @@ def extract_features(
     return report
 
 
-class ExtractRun:
-    """One pass over the videos: skip what is there, extract the rest, write and record all."""
-
-    def __init__(
-        self,
-        report: ExtractReport,
-        store: FeatureStore,
-        writer: StoreWriter,
-        batches: Runner,
-        progress: Progress,
-    ) -> None:
-        self.report = report
-        self.store = store
-        self.writer = writer
-        self.batches = batches
-        self.progress = progress
-        self.content = ContentIndex(report.store)
-        self.copies: dict[str, list[str]] = {}  # content in flight -> other names of it
-        self.commits: set[str] = set()  # that the store's catalogue was made of
-        self.started = time.monotonic()
-
-    def over(self, files: Sequence[VideoFile]) -> None:
-        self.progress.begin("extract", len(files), "video")
-        try:
-            with closing(self.batches.run(self._new(files))) as finished:
-                for video in finished:
-                    self._finish(video)
-        finally:
-            self.progress.end()
-
-    def _new(self, files: Sequence[VideoFile]) -> Iterator[VideoRows]:
-        """The videos that have to be decoded; the others are recorded on the way."""
-        for file in files:
-            try:
-                sha256 = _content(self.content, file.path)
-            except VideoError as error:
-                self._failed(file.name, "", error, 0, 0.0)
-                continue
-            self._say_if_renamed(file.name, sha256)
-            if self.store.has_content(self.report.fid, sha256):
-                self._reused(file.name, sha256)
-            elif sha256 in self.copies:
-                self.copies[sha256].append(file.name)
-            else:
-                self.copies[sha256] = []
-                yield VideoRows(file, sha256)
-
-    def _finish(self, video: VideoRows) -> None:
-        copies = self.copies.pop(video.content_sha256)
-        name, sha256 = video.file.name, video.content_sha256
-        if video.error is not None:
-            for each in (name, *copies):
-                decoded = video.frames_decoded if each == name else 0
-                self._failed(each, sha256, video.error, decoded, video.seconds)
-            return
-        self.look_again()
-        if self.store.has_content(self.report.fid, sha256):  # another writer was quicker
-            for each in (name, *copies):
-                self._reused(each, sha256)
-            return
-        assert video.probe is not None
-        features = video.features()
-        grid, rate = self.batches.plan.grid(video.probe), video.probe.fps
-        self.writer.add(
-            name,
-            sha256,
-            features,
-            self.batches.plan.row_times(video.probe),
-            t0=grid.t0_sec,
-            dt=None if rate is None else self.batches.plan.stride / rate,
-            fps=rate,
-            frames=video.probe.frames,
-            duration_sec=video.probe.duration_sec,
-            truncated=video.truncated,
-        )
-        outcome = VideoOutcome(
-            name,
-            "done",
-            rows=len(features),
-            frames_decoded=video.frames_decoded,
-            seconds=video.seconds,
-            bytes=features.size * (2 if self.writer.spec.stored_dtype == "float16" else 4),
-        )
-        self._record(outcome, sha256)
-        for copy in copies:
-            self._reused(copy, sha256)
-
-    def look_again(self) -> None:
-        """See what other writers committed meanwhile."""
-        commits = set(self.store.backend.commit_ids(self.report.fid))
-        if commits != self.commits:
-            self.store.note_committed(self.report.fid)
-            self.commits = commits
-
-    def _say_if_renamed(self, name: str, sha256: str) -> None:
-        """A name that meant another file means this one from now on."""
-        names = self.store.videos(self.report.fid)
-        if name in names and names.content_of(name) != sha256:
-            logger.warning("%s is another file than before; its name now means it", printable(name))
-
-    def _reused(self, name: str, sha256: str) -> None:
-        """Already in the store, under this name or another."""
-        names = self.store.videos(self.report.fid)
-        is_copy = not (name in names and names.content_of(name) == sha256)
-        self.writer.alias(name, sha256)
-        reason = VideoReason.DUPLICATE_CONTENT.value if is_copy else ""
-        message = "the same content is stored under another name" if is_copy else ""
-        self._record(VideoOutcome(name, "reused", reason, message), sha256)
-
-    def _failed(
-        self, name: str, sha256: str, error: VideoError, frames_decoded: int, seconds: float
-    ) -> None:
-        message = f"{error.what} {error.where}".strip()
-        self._record(
-            VideoOutcome(name, "failed", error.reason.value, message, 0, frames_decoded, seconds),
-            sha256,
-        )
-
-    def _record(self, outcome: VideoOutcome, sha256: str) -> None:
-        self.writer.record(
-            LedgerRow(
-                name=outcome.name,
-                status=outcome.status,
-                reason=outcome.reason,
-                message=outcome.message,
-                content_sha256=sha256,
-                seconds=outcome.seconds,
-                frames_decoded=outcome.frames_decoded,
-                bytes=outcome.bytes,
-            )
-        )
-        self.report.videos.append(outcome)
-        rate = self.report.total("rows") / max(time.monotonic() - self.started, 1e-9)
-        self.progress.advance(note=f"{rate:.0f} snippets/s")
-
-
 def _plan_only(
     report: ExtractReport,
     files: Sequence[VideoFile],
     spec: FeatureSpec,
-    batches: ClipBatches | FrameWindows,
+    batches: Runner,
 ) -> None:
     """What a run would do: probes and hashes, decodes and writes nothing."""
     store = FeatureStore.open(report.store) if FeatureStore.exists(report.store) else None
@@ -382,7 +237,7 @@ def _plan_only(
     seen: set[str] = set()
     for file in files:
         try:
-            sha256 = _content(content, file.path)
+            sha256 = content_of(content, file.path)
             if sha256 in seen or (store is not None and store.has_content(spec.fid, sha256)):
                 report.videos.append(VideoOutcome(file.name, "reused"))
                 continue
@@ -397,19 +252,6 @@ def _plan_only(
         report.videos.append(
             VideoOutcome(file.name, "done", rows=rows, frames_decoded=frames, bytes=rows * width)
         )
-
-
-def _content(index: ContentIndex, path: Path) -> str:
-    """SHA-256 of a video's bytes, or why it cannot be read."""
-    try:
-        return index.sha256(path)
-    except OSError as error:
-        reason = VideoReason.NOT_FOUND
-        if isinstance(error, PermissionError):
-            reason = VideoReason.PERMISSION
-        raise VideoError(
-            reason, "The file cannot be read.", f"{printable(path)}: {error.strerror}"
-        ) from None
 
 
 class _Annotated(NamedTuple):

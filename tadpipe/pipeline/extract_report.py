@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from tadpipe.location import Location
 from tadpipe.pipeline.video_files import printable
+from tadpipe.store.run_progress import RunProgress, rates_text
 
 
 class VideoOutcome(NamedTuple):
@@ -32,6 +33,7 @@ class ExtractReport:
     videos: list[VideoOutcome] = field(default_factory=list)
     seconds: float = 0.0
     annotated_without_video: list[str] = field(default_factory=list)
+    progress: RunProgress | None = None  # of the one process that did it
 
     def count(self, status: str) -> int:
         return sum(video.status == status for video in self.videos)
@@ -62,6 +64,8 @@ class ExtractReport:
             f"{self.total('rows')} snippets, {self.total('frames_decoded')} frames, "
             f"{self.total('bytes') / 1e6:.1f} MB in {self.seconds:.1f} s -> {self.store}"
         )
+        if self.progress is not None and self.progress.clips:
+            lines.append(rates_text(self.progress))
         return "\n".join(lines)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -76,6 +80,7 @@ class ExtractReport:
             "frames_decoded": self.total("frames_decoded"),
             "bytes": self.total("bytes"),
             "seconds": self.seconds,
+            "rates": None if self.progress is None else self.progress.rates(),
             "annotated_without_video": self.annotated_without_video,
             "videos": [video._asdict() for video in self.videos],
         }

@@ -24,8 +24,8 @@ from tadpipe.backbones.protocol import Backbone
 from tadpipe.errors import ConfigError, StoreError, TadpipeError
 from tadpipe.pipeline.clip_batches import batch_of
 from tadpipe.pipeline.device import resolve_device
-from tadpipe.pipeline.extract import ExtractRun, Runner
 from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
+from tadpipe.pipeline.extract_run import ExtractRun, Runner
 from tadpipe.pipeline.known_weights import KnownWeights
 from tadpipe.pipeline.optical_flow import flow_source
 from tadpipe.pipeline.spec_backbone import load_exactly
@@ -154,7 +154,9 @@ class _Session:
                 writer = held.enter_context(store.writer(self.job.spec))
                 writer.flush()  # videos of dead workers: whoever is to do them again sees them
                 report = ExtractReport(Path(self.job.store), self.job.spec.fid)
-                self._run = ExtractRun(report, store, writer, runner, _UntilAsked())
+                self._run = ExtractRun(
+                    report, store, writer, runner, _UntilAsked(), knows_all=False
+                )
                 self._held = held.pop_all()
         return self._run
 

@@ -7,6 +7,7 @@ Shapes: T rows of a window, k frames per row, W = T * k frames, S side of a pict
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
@@ -47,6 +48,9 @@ class FrameWindows:
         self.grid = grid
         self.plan = grid.plan
         self.decoders = [decoder]
+        self.under_way: list[VideoRows] = []
+        self.clips_done = 0  # rows, of overlapping windows too
+        self.device_busy_sec = 0.0
         self.hop = grid.window_len - overlap_frames // grid.frames_per_step  # rows
         self._source = FrameSource(
             decoder,
@@ -58,6 +62,7 @@ class FrameWindows:
     def run(self, videos: Iterable[VideoRows]) -> Generator[VideoRows]:
         """Each video once, with its rows or its error."""
         for video in videos:
+            self.under_way = [video]
             try:
                 rows = self._features(video)
                 video.rows = list(rows)
@@ -66,7 +71,7 @@ class FrameWindows:
             except VideoError as error:
                 video.error = error
             video.decoding = False
-            yield from take_complete([video])
+            yield from take_complete(self.under_way)
 
     def _features(self, video: VideoRows) -> np.ndarray:
         """[rows, C] of a video: sums over its windows, divided by how many saw a row."""
@@ -111,7 +116,10 @@ class FrameWindows:
         frames = held[start : start + size]
         frames = frames + [frames[-1]] * (size - len(frames))
         window = torch.stack(frames, dim=1)[None]  # [1, 3, W, S, S]
+        began_sec = time.perf_counter()
         with torch.inference_mode():
             line = frame_features(self.backbone, window, self.grid.window_len)[0]  # [C, T]
         rows: np.ndarray = line.T.float().cpu().numpy()
+        self.device_busy_sec += time.perf_counter() - began_sec
+        self.clips_done += len(rows)
         return rows

@@ -16,7 +16,6 @@ from tadpipe.config import PixelRecipe
 from tadpipe.errors import ConfigError
 from tadpipe.pipeline.extract import extract
 from tadpipe.pipeline.progress import Silent
-from tadpipe.store import ledger
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.video.reader import open_frames
 from tadpipe.video.snippets import SnippetPlan
@@ -167,7 +166,7 @@ def test_too_short_video_is_a_typed_row(tmp_path: Path) -> None:
     make_video(tmp_path / "v.mp4", frames=15)
     report = extract([tmp_path / "v.mp4"], store=tmp_path / "s.zarr", **SETTINGS)
     assert [(v.status, v.reason) for v in report.videos] == [("failed", "too-short")]
-    rows = [row for _, row in ledger.read(FeatureStore.open(tmp_path / "s.zarr").backend.ledger)]
+    rows = [row for _, row in FeatureStore.open(tmp_path / "s.zarr").backend.attempts()]
     assert [(row.name, row.reason) for row in rows] == [("v", "too-short")]
 
 
