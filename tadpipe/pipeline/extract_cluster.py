@@ -43,6 +43,7 @@ KNOWN_COST = 1 / 32  # of a video that is stored already, in videos to do
 AHEAD = 2  # groups handed out per worker
 LOOK_SEC = 30.0  # without an outcome, until we look whether there are workers at all
 CONNECT_SEC = 10.0
+SETTLE_SEC = 2.0
 UNREACHABLE = (OSError, TimeoutError, CancelledError, asyncio.CancelledError)
 Answer = TypeVar("Answer")
 
@@ -121,6 +122,7 @@ class _ClusterRun:
         self._address = str(client.scheduler_info()["address"])
         self._started = time.monotonic()
         self._rows = 0
+        self._is_lost = False  # a scheduler that is back knows nothing of this run
 
     def over(self, files: Sequence[VideoFile]) -> None:
         self._ask(lambda: self.client.register_plugin(_CommitAtExit(), name=self._plugin))
@@ -270,7 +272,10 @@ class _ClusterRun:
 
     def _leave(self) -> None:
         """Before an early end: workers that live on stop after the video they are at."""
-        if self.client.status == "running":
+        settled = time.monotonic() + SETTLE_SEC
+        while self.client.status == "connecting" and time.monotonic() < settled:
+            time.sleep(0.05)  # a client that is closed while it reconnects leaves a socket open
+        if self.client.status == "running" and not self._is_lost:
             with suppress(*UNREACHABLE):
                 self.client.cancel(list(self._handed_out))
                 self.client.unregister_worker_plugin(self._plugin)
@@ -286,6 +291,7 @@ class _ClusterRun:
             raise self._lost() from None
 
     def _lost(self) -> TadpipeError:
+        self._is_lost = True
         videos = sum(len(unit.videos) for group in self._handed_out.values() for unit in group)
         return TadpipeError(
             "The connection to the Dask scheduler was lost.",

@@ -20,6 +20,7 @@ from distributed.system import MEMORY_LIMIT
 from tadpipe.errors import ConfigError
 
 HOST = "127.0.0.1"
+NO_PAGES = {"dashboard": False, "dashboard_address": f"{HOST}:0"}
 SPAWN = "distributed.nanny.pre-spawn-environ"
 # What a worker does first. Ctrl-C reaches every process of the terminal, but the command alone
 # answers it; what is slow to import is there before the worker counts as one; the command has said
@@ -53,7 +54,7 @@ def local_workers(count: int, device: str) -> Iterator[Client]:
     Raises:
         ConfigError: `device` names one GPU for all of them.
     """
-    gpus = _gpus(device)
+    gpus = gpus_for(device)
     memory = MEMORY_LIMIT // count
     threads = os.environ.get("OMP_NUM_THREADS") or str(
         max(1, len(os.sched_getaffinity(0)) // count)
@@ -67,13 +68,13 @@ def local_workers(count: int, device: str) -> Iterator[Client]:
                 "host": HOST,
                 "nthreads": 1,
                 "memory_limit": memory,
-                "dashboard": False,
+                **NO_PAGES,
                 "env": env,
                 "preload": [PRELOAD],
                 "silence_logs": logging.CRITICAL,
             },
         }
-    scheduler = {"cls": Scheduler, "options": {"host": HOST, "port": 0, "dashboard": False}}
+    scheduler = {"cls": Scheduler, "options": {"host": HOST, "port": 0, **NO_PAGES}}
     share = {f"{SPAWN}.{name}": threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     with (
         _environment_kept(),
@@ -84,8 +85,12 @@ def local_workers(count: int, device: str) -> Iterator[Client]:
         yield client
 
 
-def _gpus(device: str) -> list[str]:
-    """The GPUs that the workers take turns at, as CUDA_VISIBLE_DEVICES names them."""
+def gpus_for(device: str) -> list[str]:
+    """The GPUs that workers take turns at, as CUDA_VISIBLE_DEVICES names them; none on the CPU.
+
+    Raises:
+        ConfigError: one GPU by its number.
+    """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return []
     if ":" in device:

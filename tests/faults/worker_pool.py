@@ -2,10 +2,10 @@
 
     python -m tests.faults.worker_pool WORKERS
 
-One process loads what is slow to load and forks scheduler and workers from it; it reads commands:
-`kill N` sends SIGKILL to worker N and starts another, `restart` does that to the scheduler, and a
-worker that ends by itself is started again too, as a job array would. Prints the scheduler's
-address first; ends with its input.
+One process loads what is slow to load and forks scheduler and workers from it. It reads commands:
+`kill N` sends SIGKILL to worker N and starts another, `restart` does that to the scheduler. A
+worker that ends by itself is started again too, as a job array would; a video named `poison` kills
+every worker that looks at it. Prints the scheduler's address first; ends with its input.
 """
 
 from __future__ import annotations
@@ -112,17 +112,27 @@ def main(workers: int) -> None:
     from distributed import Scheduler, Worker
 
     import tadpipe.pipeline.extract_cluster  # noqa: F401  # what every worker would load
+    from tadpipe.store.content import ContentIndex
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     logging.getLogger("tadpipe").setLevel(logging.CRITICAL)
     dask.config.set({"distributed.comm.timeouts.connect": "5s"})
+    read = ContentIndex.sha256
+
+    def sha256(index: ContentIndex, path: str | Path) -> str:
+        if Path(path).stem == "poison":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(index, path)
+
+    ContentIndex.sha256 = sha256  # type: ignore[method-assign]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"tcp://127.0.0.1:{port}"
 
     async def scheduler() -> None:
-        async with Scheduler(host="127.0.0.1", port=port, dashboard=False) as running:
+        pages = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+        async with Scheduler(host="127.0.0.1", port=port, **pages) as running:
             await running.finished()
 
     async def worker() -> None:
