@@ -33,6 +33,10 @@ class Address:
         return self.key.rpartition("/")[2]
 
     @property
+    def suffix(self) -> str:
+        return Path(self.name).suffix
+
+    @property
     def parent(self) -> Address:
         return Address(self.scheme, self.key.rpartition("/")[0])
 

@@ -97,17 +97,98 @@ def status(path: Path | None, as_json: bool) -> None:
 
 @store.command()
 @STORE_ARGUMENT
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="Minutes that unused parts stay, for readers that are still at them.",
+)
 @dry_run_option
 @shared_options
-def gc(path: Path | None, dry_run: bool, as_json: bool) -> None:
-    """Remove what no commit refers to: left-overs of killed writers, deleted videos' files.
+def gc(path: Path | None, grace: float, dry_run: bool, as_json: bool) -> None:
+    """Free space: left-overs of killed writers, files of deleted and compacted videos.
 
     Example: tadpipe store gc store/thumos.zarr --dry-run
     """
     from tadpipe.pipeline import store_report
 
-    report = store_report.gc(_path(path), dry_run=dry_run)
+    report = store_report.gc(_path(path), dry_run=dry_run, grace_min=grace)
     emit(as_json, report, store_report.gc_text(report))
+
+
+@store.command()
+@click.argument("videos", nargs=-1, required=True)
+@click.option(
+    "--store",
+    "path",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The store.  [default: the project's]",
+)
+@click.option("--backbone", default=None, help="Only features of this backbone.")
+@click.option("--stride", type=int, default=None, help="Only features of this stride, in frames.")
+@dry_run_option
+@shared_options
+def delete(
+    videos: tuple[str, ...],
+    path: Path | None,
+    backbone: str | None,
+    stride: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Forget VIDEOS, named as in `store ls`; compact and gc free their space.
+
+    Example: tadpipe store delete video_test_0000004 --store store/thumos.zarr
+    """
+    from tadpipe.pipeline import store_report
+
+    report = store_report.delete(
+        videos, path=_path(path), backbone=backbone, stride=stride, dry_run=dry_run
+    )
+    emit(as_json, report, store_report.delete_text(report))
+
+
+@store.command()
+@STORE_ARGUMENT
+@dry_run_option
+@shared_options
+@click.pass_context
+def compact(context: click.Context, path: Path | None, dry_run: bool, as_json: bool) -> None:
+    """Write small parts, and parts with deleted videos, into full ones. Exit 3 if some are damaged.
+
+    Readers and writers may go on; gc removes the old parts.
+
+    Example: tadpipe store compact store/thumos.zarr
+    """
+    from tadpipe.pipeline import store_report
+
+    report = store_report.compact(_path(path), dry_run=dry_run)
+    emit(as_json, report, store_report.compact_text(report))
+    context.exit(3 if report["damaged"] else 0)
+
+
+@store.command()
+@click.argument(
+    "sources", metavar="SRC...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option(
+    "--into", type=click.Path(path_type=Path), required=True, help="The store; made if missing."
+)
+@dry_run_option
+@shared_options
+def merge(sources: tuple[Path, ...], into: Path, dry_run: bool, as_json: bool) -> None:
+    """Unite stores: parts are linked, not written again; the same content is taken once.
+
+    Where a name means two contents, the newer meaning counts.
+
+    Example: tadpipe store merge store/shard-*.zarr --into store/thumos.zarr
+    """
+    from tadpipe.pipeline import store_report
+
+    report = store_report.merge(sources, into=into, dry_run=dry_run)
+    emit(as_json, report, store_report.merge_text(report))
 
 
 @store.command("import")

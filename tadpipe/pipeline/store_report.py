@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tadpipe.errors import StoreError
+from tadpipe.location import location
 from tadpipe.pipeline.extract_recipes import recipes_of
 from tadpipe.pipeline.video_files import printable
+from tadpipe.registry import nearest
+from tadpipe.store import run_progress
 from tadpipe.store import verify as store_verify
+from tadpipe.store.cleanup import GRACE_SEC
 from tadpipe.store.feature_store import FeatureStore
+from tadpipe.store.run_progress import RunProgress, clock_text
 
 Report = dict[str, Any]
+SILENT_SEC = 30.0  # after which a writer that did not say goodbye counts as gone
 
 
 def info(path: Path) -> Report:
@@ -119,9 +129,44 @@ def verify_text(report: Report) -> str:
 
 
 def status(path: Path) -> Report:
-    """How far extraction into a store is."""
-    found = FeatureStore.open(path).status()
-    return {"path": str(path), **dataclasses.asdict(found)}
+    """How far extraction into a store is: all that was ever done, and what each writer does now."""
+    store = FeatureStore.open(path)
+    writers = list(run_progress.read(store.backend.work / "ledger"))
+    now_unix_sec = time.time()
+    return {
+        "path": str(path),
+        **dataclasses.asdict(store.status()),
+        "writers": [_writer(progress, now_unix_sec) for progress in writers],
+        "running": _together([p for p in writers if _runs(p, now_unix_sec)]),
+    }
+
+
+def _runs(progress: RunProgress, now_unix_sec: float) -> bool:
+    return not progress.ended and now_unix_sec - progress.updated_unix_sec < SILENT_SEC
+
+
+def _writer(progress: RunProgress, now_unix_sec: float) -> Report:
+    silent_sec = max(now_unix_sec - progress.updated_unix_sec, 0.0)
+    state = "ended" if progress.ended else "runs" if silent_sec < SILENT_SEC else "silent"
+    return {
+        **dataclasses.asdict(progress),
+        **progress.rates(),
+        "state": state,
+        "silent_sec": silent_sec,
+    }
+
+
+def _together(running: list[RunProgress]) -> Report:
+    """The sums of the writers at work; the last of them to end says when all is done."""
+    left = [progress.left_sec for progress in running]
+    return {
+        "writers": len(running),
+        "videos_per_hour": sum(progress.videos_per_hour for progress in running),
+        "frames_per_sec": sum(progress.frames_per_sec for progress in running),
+        "clips_per_sec": sum(progress.clips_per_sec for progress in running),
+        "device_waited": sum(p.device_waited for p in running) / max(len(running), 1),
+        "left_sec": max((sec for sec in left if sec is not None), default=None),
+    }
 
 
 def status_text(report: Report) -> str:
@@ -129,6 +174,12 @@ def status_text(report: Report) -> str:
         f"failed  {printable(row['name'])}: {row['reason']}: {printable(row['message'])}"
         for row in report["failed"]
     ]
+    for writer in report["writers"]:
+        if writer["state"] == "silent":
+            lines.append(
+                f"silent  {printable(writer['writer'])}: nothing heard of process {writer['pid']} "
+                f"on {printable(writer['host'])} for {clock_text(writer['silent_sec'])}"
+            )
     rate = report["frames_decoded"] / report["seconds"] if report["seconds"] else 0.0
     lines.append(
         f"{report['path']}: {report['done']} done, {report['reused']} reused, "
@@ -136,13 +187,22 @@ def status_text(report: Report) -> str:
         f"{report['seconds']:.1f} s ({rate:.0f} frames/s), {report['bytes'] / 1e6:.1f} MB, "
         f"{report['waiting_in_spool']} finished videos not packed yet"
     )
+    now = report["running"]
+    if now["writers"]:
+        left = "" if now["left_sec"] is None else f", {clock_text(now['left_sec'])} left"
+        lines.append(
+            f"{now['writers']} at work: {now['videos_per_hour']:.1f} videos/h, "
+            f"{now['frames_per_sec']:.0f} frames/s, {now['clips_per_sec']:.1f} clips/s, "
+            f"backbone waits {now['device_waited']:.0%}{left}"
+        )
     return "\n".join(lines)
 
 
-def gc(path: Path, *, dry_run: bool) -> Report:
-    """Remove what nothing refers to."""
-    found = FeatureStore.open(path, "r" if dry_run else "a").gc(dry_run)
-    return {"path": str(path), **dataclasses.asdict(found)}
+def gc(path: Path, *, dry_run: bool, grace_min: float = GRACE_SEC / 60) -> Report:
+    """Remove what nothing has referred to for so many minutes."""
+    store = FeatureStore.open(path, "r" if dry_run else "a")
+    found = store.gc(dry_run, grace_min * 60)
+    return {"path": str(store.path), "grace_min": grace_min, **dataclasses.asdict(found)}
 
 
 def gc_text(report: Report) -> str:
@@ -151,4 +211,118 @@ def gc_text(report: Report) -> str:
         f"{report['path']}: {would} {len(report['parts'])} unused and "
         f"{len(report['half_parts'])} unfinished parts, {report['bytes_freed'] / 1e6:.1f} MB; "
         f"{report['packed_videos']} finished videos of killed writers packed"
+        + _waiting(len(report["waiting"]), report["grace_min"])
     )
+
+
+def _waiting(parts: int, grace_min: float) -> str:
+    if not parts:
+        return ""
+    return (
+        f"\n{parts} parts are unused for less than {grace_min:g} minutes and stay till then; "
+        "--grace 0 removes them now, if nobody reads or writes the store."
+    )
+
+
+def delete(
+    names: Sequence[str], *, path: Path, backbone: str | None, stride: int | None, dry_run: bool
+) -> Report:
+    """Forget videos, in every kind of features that fits and has them.
+
+    Raises:
+        StoreError: a name that none of them has; nothing is deleted then.
+    """
+    store = FeatureStore.open(path, "r" if dry_run else "a")
+    kinds = {
+        fid: store.videos(fid)
+        for fid, spec in store.specs().items()
+        if backbone in (None, spec.backbone, fid) and stride in (None, spec.stride)
+    }
+    known = {name for videos in kinds.values() for name in videos}
+    for name in names:
+        if name not in known:
+            near = ", ".join(map(repr, nearest(name, sorted(known))))
+            raise StoreError(
+                f"No video {name!r} to delete.",
+                f"{store.path}: {len(known)} videos",
+                f"Nearest names: {near}." if near else "See tadpipe store ls.",
+            )
+    deleted = []
+    for fid, videos in kinds.items():
+        here = [name for name in dict.fromkeys(names) if name in videos]
+        deleted += [{"fid": fid, "name": name, "rows": videos[name].rows} for name in here]
+        if here and not dry_run:
+            store.delete(fid, *here)
+    return {"path": str(store.path), "dry_run": dry_run, "deleted": deleted}
+
+
+def delete_text(report: Report) -> str:
+    would = "would delete" if report["dry_run"] else "deleted"
+    lines = [f"{would} {printable(each['name'])} ({each['fid']})" for each in report["deleted"]]
+    lines.append(f"{report['path']}: {would} {len(lines)} videos")
+    if not report["dry_run"]:
+        lines.append("Their space is free after tadpipe store compact and gc.")
+    return "\n".join(lines)
+
+
+def compact(path: Path, *, dry_run: bool) -> Report:
+    """Write small and half-used parts into full ones."""
+    store = FeatureStore.open(path, "r" if dry_run else "a")
+    return {"path": str(store.path), **dataclasses.asdict(store.compact(dry_run))}
+
+
+def compact_text(report: Report) -> str:
+    would = "would become" if report["dry_run"] else "became"
+    lines = [
+        f"{printable(name)} is damaged; its part is left as it is. Run tadpipe store verify --deep."
+        for name in report["damaged"]
+    ]
+    lines.append(
+        f"{report['path']}: {report['parts_before']} parts {would} {report['parts_after']}, "
+        f"{report['rows']} rows written again, {report['rows_dropped']} unused rows left out, "
+        f"{report['commits_folded']} commits without a part folded"
+    )
+    if report["parts_before"] and not report["dry_run"]:
+        lines.append("The old parts are there for who reads them; tadpipe store gc removes them.")
+    return "\n".join(lines)
+
+
+def merge(sources: Sequence[Path], *, into: Path, dry_run: bool) -> Report:
+    """Unite stores; a destination that is not there is made."""
+    opened = [FeatureStore.open(source) for source in sources]
+    if dry_run and not FeatureStore.exists(into):
+        with tempfile.TemporaryDirectory() as folder:  # plan against an empty store
+            empty = FeatureStore.create(Path(folder, "empty").with_suffix(into.suffix))
+            reports = [empty.merge(source, dry_run) for source in opened]
+    else:
+        store = FeatureStore.open(into) if dry_run else FeatureStore.create(into)
+        reports = [store.merge(source, dry_run) for source in opened]
+    return {
+        "path": str(location(into)),
+        "dry_run": dry_run,
+        "sources": [
+            {**dataclasses.asdict(r), "conflicts": [c._asdict() for c in r.conflicts]}
+            for r in reports
+        ],
+    }
+
+
+def merge_text(report: Report) -> str:
+    would = "would take" if report["dry_run"] else "took"
+    lines = []
+    for each in report["sources"]:
+        lines += [
+            f"{printable(c['name'])}: two contents; the newer name counts: {c['kept'][:12]}, "
+            f"not {c['other'][:12]}"
+            for c in each["conflicts"]
+        ]
+        lines += [
+            f"{printable(name)}: deleted in {report['path']} since; it stays so"
+            for name in each["deleted"]
+        ]
+        lines.append(
+            f"{each['source']}: {would} {each['videos']} names, {each['contents']} contents "
+            f"({each['parts_linked']} parts as they are, {each['rows_packed']} rows packed again); "
+            f"{each['already']} names were there"
+        )
+    return "\n".join([*lines, f"-> {report['path']}"])

@@ -22,7 +22,7 @@ from tadpipe.store.commits import Commit, encode
 from tadpipe.store.ledger import LedgerRow
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.store.shards import Flaw, parse_metadata
-from tadpipe.store.spool import SpooledVideo
+from tadpipe.store.spool import FinishedVideo
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Backend(ABC):
         self,
         spec: FeatureSpec,
         commit: Commit,
-        videos: Sequence[SpooledVideo],
+        videos: Sequence[FinishedVideo],
         folder: Path,
     ) -> None:
         """Make a part and its commit visible, the commit last, both whole or not at all.
@@ -128,6 +128,23 @@ class Backend(ABC):
         Args:
             videos: the rows of the part, in order; none for a commit without a part.
             folder: on the same file system, of the caller alone; for half-written things.
+        """
+
+    parts_are_files = True  # whether `fetch_part` and `publish_files` are for this kind
+
+    @abstractmethod
+    def fetch_part(self, fid: str, part: str, into: Path) -> None:
+        """Bring the files of a part into a new folder, by hard links where those can be."""
+
+    @abstractmethod
+    def publish_files(self, spec: FeatureSpec, commit: Commit, building: Path | None) -> None:
+        """As `publish`, of a part whose files are in a folder, which is used up."""
+
+    @abstractmethod
+    def ages_sec(self, fid: str, commits: Sequence[str], parts: Sequence[str]) -> dict[str, float]:
+        """For how long commits and parts have been there, by the clock of where they are.
+
+        Those that are gone are left out; infinite where age does not matter.
         """
 
     @abstractmethod

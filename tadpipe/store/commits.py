@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -23,8 +23,22 @@ logger = logging.getLogger(__name__)
 
 # Columns of a row table: the fields of VideoRow but `part`, which is the commit itself.
 COLUMNS = tuple(name for name in VideoRow.__dataclass_fields__ if name != "part")
+_RARE = {"history": None, "replaces": ()}  # written where they are anything else
 _HEAD = '{"checksum":"%s","commit":'
 _HEAD_BYTES = len(_HEAD % ("0" * 16))
+
+
+class Saying(NamedTuple):
+    """What one commit said of names; the newest word on a name counts."""
+
+    created_ns: int
+    commit: str
+    deleted: Sequence[str]
+    meanings: Sequence[Sequence[str]]  # (name, content), after the deleting
+
+    @property
+    def order(self) -> tuple[int, str]:
+        return (self.created_ns, self.commit)
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,9 @@ class Commit:
     aliases: Sequence[Sequence[str]] = ()  # (name, content): a further name of known content
     deleted: Sequence[str] = ()  # names that mean nothing from here on
     dropped: Sequence[Sequence[str]] = ()  # (part, content): rows that are not to be used
+    # The next two are of commits that stand for older ones, made by compact, gc or merge.
+    history: Sequence[Sequence[Any]] | None = None  # `Saying`s of those; what else names mean here
+    replaces: Sequence[str] = ()  # commits that count no more
 
     @property
     def order(self) -> tuple[int, str]:
@@ -51,6 +68,13 @@ class Commit:
     @property
     def contents(self) -> Sequence[str]:
         return self.videos.get("content_sha256", ())
+
+    def sayings(self) -> list[Saying]:
+        """What the commit says of names, each part of it at its own time."""
+        if self.history is not None:
+            return [Saying(*each) for each in self.history]
+        said = [*zip(self.names, self.contents, strict=True), *self.aliases]
+        return [Saying(self.created_ns, self.id, self.deleted, said)]
 
     def row(self, index: int, name: str) -> VideoRow:
         """Line `index` of the row table, for the name it was asked by."""
@@ -69,7 +93,8 @@ def columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def encode(commit: Commit) -> bytes:
     """One line of JSON: the checksum, then what it is the checksum of."""
     # Escaped to ASCII: a name may hold bytes that are no Unicode text.
-    body = json.dumps(commit.__dict__, separators=(",", ":"))
+    fields = {key: value for key, value in commit.__dict__.items() if value != _RARE.get(key, ...)}
+    body = json.dumps(fields, separators=(",", ":"))
     return f"{_HEAD % _checksum(body.encode())}{body}}}\n".encode()
 
 
@@ -82,7 +107,12 @@ def decode(raw: bytes, place: str) -> Commit:
     body = raw[_HEAD_BYTES:].rstrip()[:-1]
     if raw[:_HEAD_BYTES] != (_HEAD % _checksum(body)).encode():
         raise StoreError("A commit is damaged.", place, "Run tadpipe store verify.")
-    return Commit(**json.loads(body))
+    try:
+        return Commit(**json.loads(body))
+    except TypeError as error:
+        raise StoreError(
+            "A commit was written by a later tadpipe.", f"{place}: {error}", "Upgrade tadpipe."
+        ) from None
 
 
 def decode_lines(raw: bytes, place: str) -> Iterator[Commit]:

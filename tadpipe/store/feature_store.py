@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from tadpipe.errors import ConfigError, StoreError
@@ -16,12 +17,14 @@ from tadpipe.location import Address, Location, location
 from tadpipe.registry import nearest
 from tadpipe.store.backend import Backend, PartRows
 from tadpipe.store.catalogue import Catalogue
-from tadpipe.store.cleanup import GcReport, drop_rows, forget_name
+from tadpipe.store.cleanup import GRACE_SEC, GcReport, drop_rows, forget_names
 from tadpipe.store.cleanup import gc as collect_garbage
 from tadpipe.store.commits import Commit
+from tadpipe.store.compaction import CompactReport, compact
 from tadpipe.store.durable import writing
 from tadpipe.store.feature_view import FeatureView
-from tadpipe.store.metadata import FeatureSpec
+from tadpipe.store.merging import MergeReport, merge
+from tadpipe.store.metadata import FeatureSpec, VideoRow
 from tadpipe.store.object_folder import ObjectFolder
 from tadpipe.store.objects import Objects
 from tadpipe.store.summary import StoreInfo, StoreStatus, store_info, store_status
@@ -95,8 +98,11 @@ class FeatureStore:
     def create(cls, path: str | Location, exist_ok: bool = True) -> FeatureStore:
         """Make a store, HDF5 where the name ends in .h5 or .hdf5, and open it for writing."""
         path = location(path)
-        if cls.exists(path) and not exist_ok:
+        is_there = cls.exists(path)
+        if is_there and not exist_ok:
             raise StoreError("There is something at this path already.", str(path))
+        if not is_there:
+            check_name(path)
         if isinstance(path, Address):
             ObjectFolder.create(path)
         elif path.is_file() or path.suffix.lower() in HDF5_SUFFIXES:
@@ -209,11 +215,28 @@ class FeatureStore:
                 if near
                 else "See tadpipe store ls.",
             )
-        row = videos[name]
+        factor = 1 if stride is None else stride // spec.stride
+        try:
+            return FeatureView(self, spec, videos[name], factor, fid)
+        except StoreError:
+            moved = self.moved(fid, videos[name])
+            if moved is None:
+                raise
+            return FeatureView(self, spec, moved[0], factor, fid)
+
+    def part_of(self, fid: str, row: VideoRow) -> PartRows:
+        """The part that holds these rows."""
         if (fid, row.part) not in self._parts:
             self._parts[fid, row.part] = self.backend.open_part(fid, row.part)
-        factor = 1 if stride is None else stride // spec.stride
-        return FeatureView(self._parts[fid, row.part], spec, row, factor)
+        return self._parts[fid, row.part]
+
+    def moved(self, fid: str, row: VideoRow) -> tuple[VideoRow, PartRows] | None:
+        """Where rows of a part that is gone are now, None if nowhere else."""
+        self.note_committed(fid)
+        now = self.videos(fid).row_of(row.content_sha256)
+        if now is None or now.part == row.part:
+            return None
+        return replace(now, name=row.name), self.part_of(fid, now)
 
     def __getitem__(self, name: str) -> FeatureView:
         return self.features(name)
@@ -259,10 +282,16 @@ class FeatureStore:
         with writing(self.path), self.backend.exclusive():
             self.backend.set_annotations(raw, hashlib.sha256(raw).hexdigest())
 
-    def delete(self, fid: str, name: str) -> None:
-        """Forget a name; the rows too when it was their last."""
+    def delete(self, fid: str, *names: str) -> None:
+        """Forget names; rows too when it was their last."""
         self.need_writable()
-        forget_name(self, fid, name)
+        forget_names(self, fid, names)
+
+    def compact(self, dry_run: bool = False, part_rows: int = PART_ROWS) -> CompactReport:
+        """Write small and half-used parts into full ones; see compaction.py."""
+        if not dry_run:
+            self.need_writable()
+        return compact(self, dry_run, part_rows)
 
     def drop_damaged(self, findings: Sequence[Finding]) -> list[str]:
         """Forget the damaged rows that `verify` found, so that extract makes exactly those again.
@@ -273,11 +302,26 @@ class FeatureStore:
         self.need_writable()
         return drop_rows(self, findings)
 
-    def gc(self, dry_run: bool = False) -> GcReport:
-        """Remove what nothing refers to, and pack what killed writers had finished."""
+    def merge(self, source: FeatureStore, dry_run: bool = False) -> MergeReport:
+        """Take over the videos of another store; see merging.py.
+
+        Raises:
+            ConfigError: it is this store.
+        """
+        if str(source.path) == str(self.path):
+            raise ConfigError("A store cannot be merged into itself.", str(self.path))
         if not dry_run:
             self.need_writable()
-        return collect_garbage(self, dry_run)
+            kept = source.annotations()
+            if kept is not None and self.annotations() is None:
+                self.set_annotations(kept)
+        return merge(self, source, dry_run)
+
+    def gc(self, dry_run: bool = False, grace_sec: float = GRACE_SEC) -> GcReport:
+        """Remove what nothing has referred to for `grace_sec`; pack what killed writers left."""
+        if not dry_run:
+            self.need_writable()
+        return collect_garbage(self, dry_run, grace_sec)
 
     def note_spooled(self, fid: str, sha256: str) -> None:
         """Let `has_content` know that a writer of this store holds a finished video."""
@@ -330,6 +374,22 @@ class FeatureStore:
             for key, spec in specs.items()
         ]
         return "\n".join([f"{self.path}:", *lines])
+
+
+def check_name(path: Location) -> None:
+    """Refuse a name for a new store that does not say what kind of store it is.
+
+    Raises:
+        ConfigError: it ends in neither .zarr nor .h5 nor .hdf5.
+    """
+    kinds = (".zarr",) if isinstance(path, Address) else (".zarr", *HDF5_SUFFIXES)
+    if path.suffix.lower() not in kinds:
+        raise ConfigError(
+            "The name of a new store says what kind it is.",
+            f"{path}: ends in none of {', '.join(kinds)}",
+            f"Name it {path}.zarr (a folder, any number of writers)"
+            + ("." if len(kinds) == 1 else f" or {path}.h5 (one file, one writer)."),
+        )
 
 
 def _not_there(path: Location, beside: Sequence[str]) -> StoreError:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import mmap
 import os
 import secrets
@@ -43,7 +44,7 @@ from tadpipe.store.durable import Lease, sync_folder, writing
 from tadpipe.store.local_work import beside
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.store.shards import Flaw
-from tadpipe.store.spool import SpooledVideo
+from tadpipe.store.spool import FinishedVideo
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ class Hdf5File(Backend):
         self,
         spec: FeatureSpec,
         commit: Commit,
-        videos: Sequence[SpooledVideo],
+        videos: Sequence[FinishedVideo],
         folder: Path,
     ) -> None:
         def change(file: h5py.File) -> None:
@@ -194,6 +195,17 @@ class Hdf5File(Backend):
             home.require_group("commits").create_dataset(commit.id, data=line)
 
         self._change(change)
+
+    parts_are_files = False
+
+    def fetch_part(self, fid: str, part: str, into: Path) -> None:
+        raise AssertionError("parts of an HDF5 file are no files")
+
+    def publish_files(self, spec: FeatureSpec, commit: Commit, building: Path | None) -> None:
+        raise AssertionError("parts of an HDF5 file are no files")
+
+    def ages_sec(self, fid: str, commits: Sequence[str], parts: Sequence[str]) -> dict[str, float]:
+        return dict.fromkeys([*commits, *parts], math.inf)  # readers keep the file they opened
 
     def rows_worth_packing(self, fid: str, part_rows: int) -> int:
         # Packing copies the file; waiting until it doubles keeps the sum of the copies linear.
@@ -316,7 +328,7 @@ def _view(dataset: h5py.Dataset, raw: mmap.mmap) -> Array | None:
     return np.frombuffer(raw, dataset.dtype, count=count, offset=offset).reshape(dataset.shape)
 
 
-def _write_part(group: h5py.Group, commit: Commit, videos: Sequence[SpooledVideo]) -> None:
+def _write_part(group: h5py.Group, commit: Commit, videos: Sequence[FinishedVideo]) -> None:
     channels = videos[0].channels
     features = group.create_dataset("features", (commit.rows, channels), videos[0].dtype)
     times = group.create_dataset("times", (commit.rows,), "<f8")

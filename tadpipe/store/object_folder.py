@@ -38,7 +38,7 @@ from tadpipe.store.object_ledger import ObjectLedger
 from tadpipe.store.object_part import PartObjects
 from tadpipe.store.objects import Objects
 from tadpipe.store.shards import Flaw
-from tadpipe.store.spool import SpooledVideo, is_alive
+from tadpipe.store.spool import FinishedVideo, is_alive
 
 logger = logging.getLogger(__name__)
 
@@ -159,18 +159,18 @@ class ObjectFolder(Backend):
         self,
         spec: FeatureSpec,
         commit: Commit,
-        videos: Sequence[SpooledVideo],
+        videos: Sequence[FinishedVideo],
         folder: Path,
     ) -> None:
+        building = shards.build(folder, videos) if videos else None
+        self.publish_files(spec, commit, building)
+
+    def publish_files(self, spec: FeatureSpec, commit: Commit, building: Path | None) -> None:
         home = f"features/{spec.fid}"
         self._make_group("features", {})
         self._make_group(home, group_attributes(spec))
         self._make_group(f"{home}/parts", {})
-        if videos:
-            building = folder / "building"
-            if building.exists():  # of this writer, interrupted
-                shutil.rmtree(building)
-            shards.write_part(building, videos)
+        if building is not None:
             part = _part_key(spec.fid, commit.id)
             for path in sorted(building.rglob("*")):
                 if path.is_file():
@@ -182,6 +182,23 @@ class ObjectFolder(Backend):
         # answered too late and asked again.
         if not self.objects.create(key, raw) and self.objects.read(key) != raw:
             raise StoreError("Another commit has this name.", f"{self.path}/{key}")
+
+    def fetch_part(self, fid: str, part: str, into: Path) -> None:
+        key = _part_key(fid, part)
+        for found in self.objects.listing(key):
+            target = into / found.removeprefix(f"{key}/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.objects.fetch(found, target)
+
+    def ages_sec(self, fid: str, commits: Sequence[str], parts: Sequence[str]) -> dict[str, float]:
+        home = f"features/{fid}"
+        when = self.objects.listing(f"{home}/commits") if commits else {}
+        keys = {name: _commit_key(fid, name) for name in commits}
+        for part in parts:
+            when |= self.objects.listing(_part_key(fid, part))
+            keys[part] = f"{_part_key(fid, part)}/zarr.json"  # put last
+        now_sec = self.objects.now_sec()
+        return {name: now_sec - when[key].modified_sec for name, key in keys.items() if key in when}
 
     def rows_worth_packing(self, fid: str, part_rows: int) -> int:
         return part_rows

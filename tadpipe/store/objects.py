@@ -111,10 +111,10 @@ class Objects:
             else:
                 self._fs().pipe_file(self._path(key), content)
 
-    def copy(self, source: Objects, from_key: str, to_key: str) -> None:
-        """Copy an object inside the storage; both must be of one kind of storage."""
-        with _asking(self.address, to_key):
-            self._fs().cp_file(source._path(from_key), self._path(to_key))
+    def fetch(self, key: str, into: Path) -> None:
+        """Copy an object into a file."""
+        with _asking(self.address, key):
+            self._fs().get_file(self._path(key), str(into))
 
     def size(self, key: str) -> int:
         with _asking(self.address, key):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from tadpipe.errors import StoreError
-from tadpipe.store.spool import SpooledVideo
+from tadpipe.store.spool import FinishedVideo
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def _array_metadata(
     }
 
 
-def write_part(folder: Path, videos: Sequence[SpooledVideo], shard_rows: int = SHARD_ROWS) -> None:
+def write_part(folder: Path, videos: Sequence[FinishedVideo], shard_rows: int = SHARD_ROWS) -> None:
     """Write both arrays of a part straight from the spool, synced to disk."""
     rows = sum(video.rows for video in videos)
     channels, dtype = videos[0].channels, np.dtype(videos[0].dtype)
@@ -97,7 +98,16 @@ def write_part(folder: Path, videos: Sequence[SpooledVideo], shard_rows: int = S
         _write_synced(features / f"c.{shard}.0", chain(blocks, (padding, index)))
 
 
-def _row_blocks(videos: Sequence[SpooledVideo], start: int, stop: int) -> Iterator[Array]:
+def build(folder: Path, videos: Sequence[FinishedVideo]) -> Path:
+    """Write a part into the folder for half-written ones of a writer's own folder."""
+    building = folder / "building"
+    if building.exists():  # of this writer, interrupted
+        shutil.rmtree(building)
+    write_part(building, videos)
+    return building
+
+
+def _row_blocks(videos: Sequence[FinishedVideo], start: int, stop: int) -> Iterator[Array]:
     """The rows `start` to `stop` of the part, in pieces of one video each."""
     first = 0
     for video in videos:

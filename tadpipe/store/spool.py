@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,6 +29,26 @@ _SUFFIX = ".video"
 LEASE = "lease"
 TAKE_SEC = 2.0  # how long a writer asks for the lease of its own folder
 Array = np.ndarray[Any, Any]
+
+
+class FinishedVideo(Protocol):
+    """A video that can be put into a part."""
+
+    @property
+    def line(self) -> Mapping[str, Any]: ...  # of the row table, but for `first_row`
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    def features(self) -> Array: ...  # [n, C]
+
+    def times(self) -> Array: ...  # [n] float64
 
 
 @dataclass(frozen=True)

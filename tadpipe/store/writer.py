@@ -7,13 +7,11 @@ the same spec first adopts what dead ones had finished; it never touches what th
 
 from __future__ import annotations
 
-import datetime
 import logging
 import os
 import re
-import secrets
 import socket
-import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from types import TracebackType
@@ -23,17 +21,19 @@ import numpy as np
 import xxhash
 
 from tadpipe.errors import ConfigError, StoreError
-from tadpipe.store.catalogue import Catalogue
 from tadpipe.store.commits import Commit, columns
 from tadpipe.store.durable import writing
 from tadpipe.store.ledger import LedgerRow
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.store.opened import OpenStore
-from tadpipe.store.spool import Spool, SpooledVideo
+from tadpipe.store.row_buffer import RowBuffer
+from tadpipe.store.spool import FinishedVideo, Spool, SpooledVideo
+from tadpipe.store.writer_names import commit_id, later_than, unique_writer_id
 
 logger = logging.getLogger(__name__)
 
 PART_ROWS = 32_768  # rows after which a part is packed
+CHECKED_ROWS = 4096  # rows looked at together
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WRITER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 Array = np.ndarray[Any, Any]
@@ -171,7 +171,10 @@ class StoreWriter:
             "truncated": truncated,
             "checksum": checksum(features),
             "times_checksum": checksum(stamps),
-            "nan_count": int(np.isnan(features).sum()),
+            "nan_count": sum(
+                int(np.isnan(features[start : start + CHECKED_ROWS]).sum())
+                for start in range(0, len(features), CHECKED_ROWS)
+            ),
         }
         with writing(self._store.path):
             self._open_spool().add(line, features, stamps)
@@ -219,17 +222,11 @@ class StoreWriter:
         self._store.note_committed(self.spec.fid, [v.line["content_sha256"] for v in videos])
 
     def _commit(self, videos: list[SpooledVideo]) -> Commit:
-        lines, first_row = [], 0
-        for video in videos:
-            lines.append({**video.line, "first_row": first_row})
-            first_row += video.rows
         return Commit(
             id=commit_id(self.writer_id),
             created_ns=later_than(self._store.videos(self.spec.fid)),
-            dtype=self.spec.stored_dtype if videos else "",
-            rows=first_row,
-            videos=columns(lines),
             aliases=list(self._aliases.items()),
+            **(part_facts(videos) if videos else {}),
         )
 
     def _open_spool(self) -> Spool:
@@ -251,38 +248,30 @@ class StoreWriter:
             raise StoreError("Expected one finite time per row.", where)
         if (np.diff(stamps) < 0).any():
             raise StoreError("Row times must not fall.", where)
-        with np.errstate(over="ignore"):
-            stored = np.ascontiguousarray(rows, dtype=np.dtype(self.spec.stored_dtype))
-        if np.isinf(stored).sum() > np.isinf(rows).sum():
-            raise StoreError(
-                f"Features of {name!r} do not fit into {self.spec.stored_dtype}.",
-                f"largest value {np.nanmax(np.abs(rows[np.isfinite(rows)])):g}",
-                "Extract with --feature-dtype float32.",
-            )
-        return stored, stamps
+        stored = RowBuffer()
+        for start in range(0, len(rows), CHECKED_ROWS):
+            part = rows[start : start + CHECKED_ROWS]
+            with np.errstate(over="ignore"):
+                kept = np.ascontiguousarray(part, dtype=np.dtype(self.spec.stored_dtype))
+            if np.isinf(kept).sum() > np.isinf(part).sum():
+                raise StoreError(
+                    f"Features of {name!r} do not fit into {self.spec.stored_dtype}.",
+                    f"largest value {np.nanmax(np.abs(part[np.isfinite(part)])):g}",
+                    "Extract with --feature-dtype float32.",
+                )
+            stored.append(kept)
+        return stored.array(), stamps
 
 
-def commit_id(writer_id: str) -> str:
-    """A new name for a commit and its part, from which `writer_of` tells the writer."""
-    return f"{writer_id}.{secrets.token_hex(4)}"
-
-
-def writer_of(part: str) -> str:
-    return part.rpartition(".")[0]
-
-
-def later_than(catalogue: Catalogue) -> int:
-    """Now in ns, but later than every commit in sight, whatever the machines' clocks say."""
-    return max(time.time_ns(), catalogue.latest_ns + 1)
+def part_facts(videos: Sequence[FinishedVideo]) -> dict[str, Any]:
+    """What a commit says of the part that holds these videos."""
+    lines, first_row = [], 0
+    for video in videos:
+        lines.append({**video.line, "first_row": first_row})
+        first_row += video.rows
+    return {"dtype": np.dtype(videos[0].dtype).name, "rows": first_row, "videos": columns(lines)}
 
 
 def checksum(array: Array) -> str:
     """xxh3-64 of the raw bytes, hexadecimal."""
     return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(array).data.cast("B"))
-
-
-def unique_writer_id() -> str:
-    """Time, machine and chance: sorts by age and is never given twice."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
-    host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:20]
-    return f"{now}-{host}-{secrets.token_hex(4)}"

@@ -10,10 +10,13 @@ features/<fid>/zarr.json               the spec in its attributes
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,7 +39,7 @@ from tadpipe.store.commits import Commit, decode, decode_lines, encode
 from tadpipe.store.durable import sync_folder, writing
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.store.shards import Flaw
-from tadpipe.store.spool import SpooledVideo
+from tadpipe.store.spool import FinishedVideo
 
 STALE_SEC = 3600.0  # half-written files of this age belong to nobody living
 
@@ -123,23 +126,40 @@ class ZarrFolder(Backend):
         self,
         spec: FeatureSpec,
         commit: Commit,
-        videos: Sequence[SpooledVideo],
+        videos: Sequence[FinishedVideo],
         folder: Path,
     ) -> None:
+        building = shards.build(folder, videos) if videos else None
+        self.publish_files(spec, commit, building)
+
+    def publish_files(self, spec: FeatureSpec, commit: Commit, building: Path | None) -> None:
         home = self.path / "features" / spec.fid
         _write_group(self.path / "features", {})
         _write_group(home, group_attributes(spec))
         _write_group(home / "parts", {})
-        if videos:
-            building = folder / "building"
-            if building.exists():  # of this writer, interrupted
-                shutil.rmtree(building)
-            shards.write_part(building, videos)
+        if building is not None:
             _write_group(building, {})
             os.rename(building, self._part(spec.fid, commit.id))
             sync_folder(home / "parts")
         write_atomically(self._commits(spec.fid) / f"{commit.id}.json", encode(commit))
         sync_folder(self._commits(spec.fid))
+
+    def fetch_part(self, fid: str, part: str, into: Path) -> None:
+        shutil.copytree(self._part(fid, part), into, copy_function=_link)
+
+    def ages_sec(self, fid: str, commits: Sequence[str], parts: Sequence[str]) -> dict[str, float]:
+        paths = {part: self._part(fid, part) / "zarr.json" for part in parts}
+        paths |= {name: self._commits(fid) / f"{name}.json" for name in commits}
+        # A new file tells the time of the file system, which need not be this machine's.
+        handle, new = tempfile.mkstemp(dir=self.path, prefix=".clock-")
+        now_sec = os.fstat(handle).st_mtime
+        os.close(handle)
+        os.unlink(new)
+        ages = {}
+        for name, path in paths.items():
+            with contextlib.suppress(FileNotFoundError):
+                ages[name] = now_sec - path.stat().st_mtime
+        return ages
 
     def rows_worth_packing(self, fid: str, part_rows: int) -> int:
         return part_rows
@@ -187,6 +207,18 @@ class ZarrFolder(Backend):
 
     def _catalogue(self, fid: str) -> Path:
         return self.path / "features" / fid / "catalogue.jsonl"
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file that never changes; a copy where there cannot be one."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
+        shutil.copyfile(source, target)
+        with open(target, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def folder_bytes(folder: Path) -> int:

@@ -61,10 +61,10 @@ def check_complete(path: Path) -> None:
     """Every video is there, and there is nothing else."""
     assert check_visible(path) == {f"v{seed}" for seed in range(VIDEOS)}
     store = FeatureStore.open(path, "a")
-    store.gc()
+    store.gc(grace_sec=0)
     assert check_visible(path) == {f"v{seed}" for seed in range(VIDEOS)}
     assert store.status().waiting_in_spool == 0
-    assert store.gc().half_parts == []
+    assert store.gc(grace_sec=0).half_parts == []
 
 
 def steps_to_kill_at(tmp_path: Path, suffix: str, count: int) -> list[int]:

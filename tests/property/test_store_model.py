@@ -79,7 +79,7 @@ class StoreHistory(RuleBasedStateMachine):
 
     @rule()
     def collect_garbage(self) -> None:
-        self.store.gc()
+        self.store.gc(grace_sec=0)
         self.names.update(self.spooled)
         self.spooled = []
 

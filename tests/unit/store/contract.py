@@ -15,6 +15,7 @@ import pytest
 
 from tadpipe.errors import ConfigError, StoreError
 from tadpipe.store.feature_store import FeatureStore
+from tadpipe.store.folding import fold
 from tadpipe.store.ledger import LedgerRow
 from tadpipe.store.verify import verify
 from tests.unit.store.small_videos import SPEC, add, content, fill, rows, spec, times
@@ -396,9 +397,9 @@ class StoreContract:
             with store.writer(SPEC) as writer:
                 add(writer, f"v{seed}", seed, rows(seed, 3000))
         store.delete(SPEC.fid, "v1")
-        planned = store.gc(dry_run=True)
+        planned = store.gc(dry_run=True, grace_sec=0)
         before = store.info().bytes_on_disk
-        report = store.gc()
+        report = store.gc(grace_sec=0)
         assert len(report.parts) == 1
         assert report.parts == planned.parts
         assert report.bytes_freed > 3000 * 6 * 2
@@ -414,8 +415,191 @@ class StoreContract:
             add(writer, "v2", 2)
             writer.alias("again", content(1))
         store.delete(SPEC.fid, "v2")
-        other.gc()
+        other.gc(grace_sec=0)
         assert list(FeatureStore.open(store.path).videos(SPEC.fid)) == ["v1", "again"]
+
+    def test_several_names_are_deleted_by_one_commit(self, store: FeatureStore) -> None:
+        fill(store, [1, 2, 3])
+        store.delete(SPEC.fid, "v1", "v3")
+        assert list(store.videos(SPEC.fid)) == ["v2"]
+        with pytest.raises(StoreError, match="v2"):
+            store.delete(SPEC.fid, "v2", "v22")
+        assert list(store.videos(SPEC.fid)) == ["v2"]
+
+    # Compacting
+
+    def test_compacted_store_reads_the_same_from_one_part(
+        self, store: FeatureStore, path: Path
+    ) -> None:
+        for seed in range(4):
+            fill(store, [seed])
+        with store.writer(SPEC) as writer:
+            writer.alias("again", content(1))
+        store.delete(SPEC.fid, "v2")
+        before = list(store.videos(SPEC.fid))
+        planned = store.compact(dry_run=True)
+        report = store.compact()
+        assert (report.parts_before, report.parts_after) == (4, 1)
+        assert (planned.parts_before, planned.rows) == (4, report.rows)
+        assert report.rows_dropped == len(rows(2))
+        for reader in (store, FeatureStore.open(path)):
+            assert list(reader.videos(SPEC.fid)) == before
+            assert len(reader.videos(SPEC.fid).live_parts()) == 1
+            for name, seed in (("v0", 0), ("v1", 1), ("again", 1), ("v3", 3)):
+                assert np.array_equal(reader[name][:], rows(seed))
+                assert np.array_equal(reader[name].times, times(len(rows(seed))))
+            assert verify(reader, deep=True) == []
+        assert not store.has_content(SPEC.fid, content(2))
+
+    def test_compacting_twice_changes_nothing_more(self, store: FeatureStore) -> None:
+        for seed in range(3):
+            fill(store, [seed])
+        store.compact()
+        store.gc(grace_sec=0)
+        assert store.compact().parts_before == 0
+        assert len(store.videos(SPEC.fid).commits) == 1
+
+    def test_part_in_full_use_is_left_alone(self, store: FeatureStore) -> None:
+        fill(store, [1, 2])
+        assert store.compact().parts_before == 0
+
+    def test_reader_from_before_compaction_follows_the_rows(
+        self, store: FeatureStore, path: Path
+    ) -> None:
+        for seed in range(3):
+            fill(store, [seed])
+        reader = FeatureStore.open(path)
+        view = reader["v1"]
+        assert list(reader.videos(SPEC.fid)) == ["v0", "v1", "v2"]
+        store.compact()
+        store.gc(grace_sec=0)
+        assert np.array_equal(view[3:], rows(1)[3:])
+        assert np.array_equal(view.times, times(len(rows(1))))
+        assert np.array_equal(reader["v2"][:], rows(2))
+
+    def test_writer_goes_on_while_another_compacts(self, store: FeatureStore, path: Path) -> None:
+        if path.suffix == ".h5":
+            pytest.skip("an HDF5 store has one writer at a time")
+        for seed in range(3):
+            fill(store, [seed])
+        other = FeatureStore.open(path, "a")
+        with other.writer(SPEC) as writer:
+            add(writer, "v5", 5)
+            store.compact()
+            store.gc(grace_sec=0)
+            writer.alias("again", content(0))
+        reader = FeatureStore.open(path)
+        assert set(reader.videos(SPEC.fid)) == {"v0", "v1", "v2", "v5", "again"}
+        assert verify(reader, deep=True) == []
+
+    def test_name_deleted_while_another_compacts_stays_deleted(
+        self, store: FeatureStore, path: Path
+    ) -> None:
+        for seed in range(3):
+            fill(store, [seed])
+        other = FeatureStore.open(path, "a")
+        seen = store.videos(SPEC.fid)
+        other.delete(SPEC.fid, "v1")
+        late = fold(seen, [commit.id for commit in seen.effective[:2]])
+        store.backend.publish(SPEC, late, [], store.backend.work)
+        assert "v1" not in FeatureStore.open(path).videos(SPEC.fid)
+
+    def test_replaced_parts_stay_for_the_grace(self, store: FeatureStore, path: Path) -> None:
+        if path.suffix == ".h5":
+            pytest.skip("readers of an HDF5 store keep the file they opened")
+        for seed in range(3):
+            fill(store, [seed])
+        store.compact()
+        report = store.gc(grace_sec=3600)
+        assert (report.parts, len(report.waiting), report.bytes_freed) == ([], 3, 0)
+        assert len(store.gc(grace_sec=0).parts) == 3
+        assert store.gc(grace_sec=0).parts == []
+
+    def test_damaged_part_is_named_and_left_alone(
+        self, store: FeatureStore, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for seed in range(3):
+            fill(store, [seed])
+        monkeypatch.setattr("tadpipe.store.compaction.checksum", lambda rows: "another")
+        report = store.compact()
+        assert (sorted(report.damaged), report.parts_before) == (["v0", "v1", "v2"], 0)
+        monkeypatch.undo()
+        assert verify(FeatureStore.open(path), deep=True) == []
+
+    # Merging
+
+    @pytest.fixture
+    def other(self, tmp_path: Path) -> FeatureStore:
+        return FeatureStore.create(tmp_path / "other.zarr")
+
+    def test_merged_stores_hold_what_each_held(
+        self, store: FeatureStore, other: FeatureStore, path: Path
+    ) -> None:
+        fill(store, [1, 2])
+        fill(other, [2, 3, 4], part_rows=1)
+        with other.writer(SPEC) as writer:
+            writer.alias("again", content(3))
+            writer.alias("two", content(2))
+        planned = store.merge(other, dry_run=True)
+        assert set(store.videos(SPEC.fid)) == {"v1", "v2"}
+        report = store.merge(other)
+        assert (report.videos, report.contents, report.already) == (4, 2, 1)
+        assert report.conflicts == report.deleted == []
+        assert (planned.videos, planned.contents) == (4, 2)
+        reader = FeatureStore.open(path)
+        assert set(reader.videos(SPEC.fid)) == {"v1", "v2", "v3", "v4", "again", "two"}
+        for name, seed in (("v1", 1), ("two", 2), ("v3", 3), ("again", 3), ("v4", 4)):
+            assert np.array_equal(reader[name][:], rows(seed))
+        assert verify(reader, deep=True) == []
+        assert reader.info().specs[0].rows == sum(len(rows(seed)) for seed in (1, 2, 3, 4))
+
+    def test_merging_again_takes_nothing(self, store: FeatureStore, other: FeatureStore) -> None:
+        fill(other, [2, 3], part_rows=1)
+        store.merge(other)
+        commits = store.backend.commit_ids(SPEC.fid)
+        report = store.merge(other)
+        assert (report.videos, report.contents, report.already) == (0, 0, 2)
+        assert store.backend.commit_ids(SPEC.fid) == commits
+
+    def test_newer_meaning_of_a_name_counts_whatever_is_merged_first(
+        self, store: FeatureStore, other: FeatureStore, tmp_path: Path
+    ) -> None:
+        third = FeatureStore.create(tmp_path / "third.zarr")
+        for seed, older in ((1, other), (2, third)):
+            with older.writer(SPEC) as writer:
+                add(writer, "v", seed)
+        for source in (third, other):
+            report = store.merge(source)
+        assert [(c.name, c.kept, c.other) for c in report.conflicts] == [
+            ("v", content(2), content(1))
+        ]
+        assert np.array_equal(store["v"][:], rows(2))
+
+    def test_deletion_in_a_source_deletes_nothing_here(
+        self, store: FeatureStore, other: FeatureStore
+    ) -> None:
+        fill(store, [1])
+        fill(other, [1, 2])
+        other.delete(SPEC.fid, "v1")
+        store.merge(other)
+        assert set(store.videos(SPEC.fid)) == {"v1", "v2"}
+
+    def test_name_deleted_here_is_not_brought_back(
+        self, store: FeatureStore, other: FeatureStore
+    ) -> None:
+        fill(other, [1, 2])
+        store.merge(other)
+        store.delete(SPEC.fid, "v1")
+        report = store.merge(other)
+        assert report.deleted == ["v1"]
+        assert set(store.videos(SPEC.fid)) == {"v2"}
+
+    def test_annotations_come_along_where_there_are_none(
+        self, store: FeatureStore, other: FeatureStore
+    ) -> None:
+        other.set_annotations(b"{}")
+        store.merge(other)
+        assert store.annotations() == b"{}"
 
     # Verifying
 

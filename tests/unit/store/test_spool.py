@@ -35,7 +35,7 @@ def test_living_writer_keeps_its_spool(store: FeatureStore) -> None:
         add(living, "v1", 1)
         fill(other, [2])
         assert list(other.videos(SPEC.fid)) == ["v2"]
-        other.gc()
+        other.gc(grace_sec=0)
         assert len(spool_folders(store)) == 1
     other.refresh()
     assert list(other.videos(SPEC.fid)) == ["v2", "v1"]
@@ -82,7 +82,11 @@ def test_gc_packs_what_a_dead_writer_had_finished(store: FeatureStore) -> None:
     abandon(dead)
     other = FeatureStore.open(store.path, "a")
     assert other.status().waiting_in_spool == 1
-    assert other.gc(dry_run=True).packed_videos == other.gc().packed_videos == 1
+    assert (
+        other.gc(dry_run=True, grace_sec=0).packed_videos
+        == other.gc(grace_sec=0).packed_videos
+        == 1
+    )
     assert np.array_equal(other["v1"][:], rows(1))
 
 
@@ -93,7 +97,7 @@ def test_gc_removes_half_parts_of_dead_writers_only(store: FeatureStore) -> None
         for name in ("living.00000000", "dead.00000000"):
             (parts / name).mkdir()
             (parts / name / "zarr.json").write_text("{}")
-        assert FeatureStore.open(store.path, "a").gc().half_parts == ["dead.00000000"]
+        assert FeatureStore.open(store.path, "a").gc(grace_sec=0).half_parts == ["dead.00000000"]
         assert (parts / "living.00000000").exists()
     assert not (parts / "dead.00000000").exists()
 
@@ -105,7 +109,7 @@ def test_gc_removes_stale_half_written_files(store: FeatureStore) -> None:
         (commits / name).write_bytes(b"{")
         when = (commits / name).stat().st_mtime - age_sec
         os.utime(commits / name, (when, when))
-    store.gc()
+    store.gc(grace_sec=0)
     assert [path.name for path in commits.glob(".*")] == [".new-x"]
 
 
