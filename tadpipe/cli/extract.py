@@ -80,6 +80,12 @@ from tadpipe.cli.options import (
 )
 @click.option("--decoder", type=click.Choice(["pyav", "decord"]), default="pyav", show_default=True)
 @click.option(
+    "--decoders",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Processes that decode, each a video of its own.  [default: 1; 4 on a GPU]",
+)
+@click.option(
     "--decode-timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
@@ -132,6 +138,7 @@ def extract(
     compile_model: bool,
     feature_dtype: Literal["float16", "float32"],
     decoder: Literal["pyav", "decord"],
+    decoders: int | None,
     decode_timeout: float,
     on_truncated: Literal["skip", "keep"],
     shard: str | None,
@@ -175,6 +182,7 @@ def extract(
         compile=compile_model,
         feature_dtype=feature_dtype,
         decoder=decoder,
+        decoders=decoders,
         decode_timeout_sec=decode_timeout,
         on_truncated=on_truncated,
         shard_of=_shard(shard),

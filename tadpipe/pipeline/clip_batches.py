@@ -31,6 +31,11 @@ def batch_of(device: str) -> int:
     return 4 if torch.device(device).type == "cpu" else 32
 
 
+def decoders_of(device: str) -> int:
+    """Decoders, unless somebody says otherwise."""
+    return 1 if torch.device(device).type == "cpu" else 4
+
+
 class ClipBatches:
     """Runs videos through a backbone in full batches.
 
@@ -184,8 +189,9 @@ class _Launched(NamedTuple):
         if self.began is not None and self.ended is not None:
             self.ended.synchronize()
             busy_sec = self.began.elapsed_time(self.ended) / 1e3
-        for video, row in zip(self.videos, self.features.numpy().copy(), strict=True):
-            video.rows.append(row)
+        rows = self.features.numpy().copy()  # not for ever in the memory that a GPU copies into
+        for place, video in enumerate(self.videos):
+            video.rows.append(rows[place : place + 1])
         return busy_sec
 
 

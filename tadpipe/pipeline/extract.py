@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,7 +21,7 @@ from tadpipe.datasets.annotation_files import annotation_copy, read_annotations
 from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.errors import VideoError
 from tadpipe.location import location
-from tadpipe.pipeline.clip_batches import batch_of
+from tadpipe.pipeline.clip_batches import batch_of, decoders_of
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.extract_recipes import with_recipe
 from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
@@ -61,6 +62,7 @@ def extract(
     compile: bool = False,
     feature_dtype: Literal["float16", "float32"] = "float16",
     decoder: Literal["pyav", "decord"] = "pyav",
+    decoders: int | None = None,
     decode_timeout_sec: float = 60.0,
     on_truncated: Literal["skip", "keep"] = "skip",
     shard_of: tuple[int, int] | None = None,
@@ -95,6 +97,7 @@ def extract(
         batch: clips per forward pass; default 4 on the CPU and 32 on a GPU. For convolutional
             backbones 8 anywhere, the last batch is padded, and the number is part of the spec.
         feature_dtype: how rows are stored.
+        decoders: processes that decode, each a video of its own; default 1 on the CPU, 4 on a GPU.
         on_truncated: "skip" a file that ends early, or "keep" what can be decoded.
         shard_of: (i, n) takes every n-th video from the i-th on.
         workers: processes that share the videos, each with a backbone of its own and, where there
@@ -185,6 +188,7 @@ def extract_features(
     batch: int | None = None,
     pad: bool = False,
     decoder: Literal["pyav", "decord"] = "pyav",
+    decoders: int | None = None,
     decode_timeout_sec: float = 60.0,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -203,11 +207,15 @@ def extract_features(
     source = flow_source(model.pixels, flow)
     if source is not None and not dry_run:
         source.check()
-    with DecodeProcess(decoder=decoder, timeout_sec=decode_timeout_sec) as process:
+    with ExitStack() as held:
+        processes = [
+            held.enter_context(DecodeProcess(decoder, decode_timeout_sec))
+            for _ in range(decoders or decoders_of(device))
+        ]
         batches = clip_runner(
             model,
             spec,
-            [process],
+            processes,
             device=device,
             batch=batch or batch_of(device),
             pad=pad,

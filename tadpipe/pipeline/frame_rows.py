@@ -65,7 +65,7 @@ class FrameWindows:
             self.under_way = [video]
             try:
                 rows = self._features(video)
-                video.rows = list(rows)
+                video.rows.append(rows)
                 video.clips_cut = len(rows)
                 self._source.settle(video, self.plan.span_frames)
             except VideoError as error:

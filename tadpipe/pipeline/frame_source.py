@@ -18,6 +18,7 @@ from torch import Tensor
 from tadpipe.errors import VideoError, VideoReason
 from tadpipe.pipeline.optical_flow import FlowSource
 from tadpipe.pipeline.video_files import VideoFile, printable
+from tadpipe.store.row_buffer import RowBuffer
 from tadpipe.video.process import DecodeProcess
 from tadpipe.video.rate import nearest_frames, pick
 from tadpipe.video.reader import VideoProbe
@@ -34,7 +35,7 @@ class VideoRows:
     file: VideoFile
     content_sha256: str
     probe: VideoProbe | None = None  # after resampling, of the frames that were used
-    rows: list[np.ndarray] = field(default_factory=list)  # each [C]
+    rows: RowBuffer = field(default_factory=RowBuffer)  # [rows, C] float32
     clips_cut: int = 0
     decoding: bool = True
     frames_decoded: int = 0
@@ -50,7 +51,7 @@ class VideoRows:
 
     def features(self) -> np.ndarray:
         """[rows, C] float32."""
-        return np.stack(self.rows)
+        return self.rows.array()
 
 
 class FrameSource:
