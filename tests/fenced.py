@@ -12,7 +12,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 FENCE = re.compile(r"^```([a-z]*)\n(.*?)^```", re.S | re.M)
 OUTPUT = "text"  # the language of blocks that show what the block before printed
 REST = "..."  # in an output: lines, or the end of a line, that are left out
-NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?|\b\d+(?= s\b)")
+NUMBER = re.compile(r"[+-]?\d+\.\d+(?:e-?\d+)?|\b\d+(?= s\b)")
 
 
 class Command(NamedTuple):
@@ -56,6 +56,15 @@ def blocks(page: Path) -> list[Block]:
 
 def page_commands(page: Path) -> list[Command]:
     return [command for block in blocks(page) for command in block.commands]
+
+
+def expanded(words: list[str]) -> list[str]:
+    """Patterns of file names, as a shell expands them."""
+    found: list[str] = []
+    for word in words:
+        files = sorted(map(str, Path().glob(word))) if "*" in word else []
+        found += files or [word]
+    return found
 
 
 def not_printed(shown: list[str], printed: str) -> list[str]:
