@@ -25,7 +25,6 @@ from pathlib import Path
 from bench_decode import make_film
 
 from tadpipe.config import write_atomically
-from tadpipe.store import ledger
 from tadpipe.store.feature_store import FeatureStore
 
 DECODE = """
@@ -79,7 +78,7 @@ def extract(folder: Path, workers: int) -> tuple[float, float]:
             capture_output=True,
         )
         seconds = time.monotonic() - started
-        rows = [row for _, row in ledger.read(FeatureStore.open(store).backend.ledger)]
+        rows = [row for _, row in FeatureStore.open(store).backend.attempts()]
     frames = sum(row.frames_decoded for row in rows)
     first = min(row.at_unix_sec - row.seconds for row in rows)
     return frames / (max(row.at_unix_sec for row in rows) - first), seconds

@@ -25,6 +25,7 @@ from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, as_c
 
 from tadpipe.backbones.loading import RANDOM
 from tadpipe.errors import ConfigError, StoreError, TadpipeError, VideoReason
+from tadpipe.location import location
 from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
 from tadpipe.pipeline.extract_worker import Job, Sent, close_sessions, extract_group
 from tadpipe.pipeline.local_workers import local_workers
@@ -67,7 +68,7 @@ def extract_on_cluster(
     """
     started = time.monotonic()
     _check(job.store, workers, scheduler)
-    report = ExtractReport(Path(job.store), job.spec.fid)
+    report = ExtractReport(location(job.store), job.spec.fid)
     job = _with_absolute_paths(job)
     connected = local_workers(workers, job.device) if workers else _cluster_of(str(scheduler))
     run: _ClusterRun | None = None
@@ -336,12 +337,12 @@ def _cluster_of(scheduler: str) -> Iterator[Client]:
 
 def _with_absolute_paths(job: Job) -> Job:
     """The job as any machine with the same file systems understands it."""
-    weights = job.weights
+    weights, store = job.weights, location(job.store)
     if weights is not None and weights.weights != RANDOM:
         weights = weights._replace(weights=Path(os.path.abspath(weights.weights)))
     return replace(
         job,
-        store=job.store if "://" in job.store else os.path.abspath(job.store),
+        store=os.path.abspath(store) if isinstance(store, Path) else str(store),
         weights=weights,
         flow=None if job.flow is None else Path(os.path.abspath(job.flow)),
     )
@@ -354,7 +355,10 @@ def _check(store: str, workers: int | None, scheduler: str | None) -> None:
             f"--workers {workers} --scheduler {scheduler}",
             "Give one of them; the cluster has the workers that were started for it.",
         )
-    if Path(store).suffix.lower() in HDF5_SUFFIXES or Path(store).is_file():
+    place = location(store)
+    if Path(place.name).suffix.lower() in HDF5_SUFFIXES or (
+        isinstance(place, Path) and place.is_file()
+    ):
         raise ConfigError(
             "An HDF5 store takes one writer at a time.",
             store,

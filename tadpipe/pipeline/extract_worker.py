@@ -22,6 +22,7 @@ import torch
 from tadpipe import __version__
 from tadpipe.backbones.protocol import Backbone
 from tadpipe.errors import ConfigError, StoreError, TadpipeError
+from tadpipe.location import location
 from tadpipe.pipeline.clip_batches import batch_of
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
@@ -153,7 +154,7 @@ class _Session:
                 store = self._store()
                 writer = held.enter_context(store.writer(self.job.spec))
                 writer.flush()  # videos of dead workers: whoever is to do them again sees them
-                report = ExtractReport(Path(self.job.store), self.job.spec.fid)
+                report = ExtractReport(location(self.job.store), self.job.spec.fid)
                 self._run = ExtractRun(
                     report, store, writer, runner, _UntilAsked(), knows_all=False
                 )

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tadpipe.store import ledger
+from tadpipe.errors import StoreError
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.verify import verify
 from tests.corpus import make_video
@@ -72,7 +72,7 @@ def find_faults(path: str | Path, videos: int) -> Findings:
     for commit in catalogue.commits:
         for content in commit.contents:
             committed.setdefault(content, []).append(commit.created_ns / 1e9)
-    rows = [row for _, row in ledger.read(store.backend.ledger) if row.status == "done"]
+    rows = [row for _, row in store.backend.attempts() if row.status == "done"]
     late = [
         row
         for row in rows
@@ -93,15 +93,13 @@ def find_faults(path: str | Path, videos: int) -> Findings:
 
 def done_rows(path: str | Path) -> Callable[[], int]:
     """Counts the videos finished so far, for whoever waits for some."""
-    folder: list[Path] = []
 
     def count() -> int:
-        if not folder:
-            try:
-                folder.append(FeatureStore.open(path).backend.ledger)
-            except OSError:
-                return 0
-        return sum(row.status == "done" for _, row in ledger.read(folder[0]))
+        try:
+            attempts = FeatureStore.open(path).backend.attempts()
+        except StoreError:  # not made yet
+            return 0
+        return sum(row.status == "done" for _, row in attempts)
 
     return count
 

@@ -14,7 +14,6 @@ import pytest
 from tadpipe.errors import TadpipeError
 from tadpipe.pipeline.extract import extract
 from tadpipe.pipeline.progress import Silent
-from tadpipe.store import ledger
 from tadpipe.store.feature_store import FeatureStore
 from tests.faults.chaos import find_faults, make_videos
 from tests.faults.worker_pool import ROOT, WorkerPool
@@ -65,7 +64,7 @@ def test_video_that_kills_its_workers_is_left_out(pool: WorkerPool, tmp_path: Pa
     assert told.pop("poison") == ("failed", "worker-died")
     assert {status for status, _ in told.values()} <= {"done", "reused"}
     assert sorted(FeatureStore.open(store).videos(report.fid)) == ["v001", "v002", "v003"]
-    rows = [row for _, row in ledger.read(FeatureStore.open(store).backend.ledger)]
+    rows = [row for _, row in FeatureStore.open(store).backend.attempts()]
     assert [row.reason for row in rows if row.name == "poison"] == ["worker-died"]
 
 
@@ -84,7 +83,16 @@ def test_lost_scheduler_costs_only_the_videos_in_flight(pool: WorkerPool, tmp_pa
 
 @pytest.mark.slow
 def test_eight_workers_killed_ten_times_each() -> None:
-    words = ["--workers", "8", "--kills", "10", "--videos", "200", "--seed", "1"]
+    _eight_workers_killed_ten_times_each([])
+
+
+@pytest.mark.slow
+def test_eight_workers_killed_ten_times_each_through_object_storage(s3_bucket: str) -> None:
+    _eight_workers_killed_ten_times_each(["--store", f"{s3_bucket}/s.zarr"])
+
+
+def _eight_workers_killed_ten_times_each(store: list[str]) -> None:
+    words = ["--workers", "8", "--kills", "10", "--videos", "200", "--seed", "1", *store]
     answer = subprocess.run(
         [sys.executable, "-m", "tests.faults.chaos", *words],
         cwd=ROOT,

@@ -23,7 +23,6 @@ from tadpipe.pipeline.known_weights import KnownWeights
 from tadpipe.pipeline.local_workers import gpus_for
 from tadpipe.pipeline.progress import Silent
 from tadpipe.pipeline.video_files import VideoFile
-from tadpipe.store import ledger
 from tadpipe.store.feature_store import FeatureStore
 from tests.corpus import make_video
 
@@ -105,7 +104,7 @@ def test_copies_and_broken_files_are_told_as_by_a_single_process(
         "lost": ("failed", "not-found"),
     }
     assert report.exit_code == 3
-    rows = [row for _, row in ledger.read(FeatureStore.open(tmp_path / "s.zarr").backend.ledger)]
+    rows = [row for _, row in FeatureStore.open(tmp_path / "s.zarr").backend.attempts()]
     assert {(row.name, row.reason) for row in rows} == {(n, r) for n, (_, r) in told.items()}
 
 
@@ -126,7 +125,7 @@ def test_video_that_fails_its_worker_every_time_is_recorded_and_the_run_goes_on(
     assert set(told.values()) == {("done", "")}
     assert len(tries) == 3
     assert tries[1:] == [1, 1]
-    rows = [row for _, row in ledger.read(FeatureStore.open(tmp_path / "s.zarr").backend.ledger)]
+    rows = [row for _, row in FeatureStore.open(tmp_path / "s.zarr").backend.attempts()]
     (row,) = [row for row in rows if row.name == "v1"]
     assert row.reason == "worker-died"
     assert "the device is broken" in row.message
