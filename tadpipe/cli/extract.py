@@ -114,6 +114,13 @@ from tadpipe.cli.options import (
 )
 @seed_option
 @dry_run_option
+@click.option(
+    "--calibrate",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="Seconds, at most, that --dry-run measures this machine to state hours; 0: none.",
+)
 @shared_options
 @click.pass_context
 def extract(
@@ -146,6 +153,7 @@ def extract(
     scheduler: str | None,
     seed: int,
     dry_run: bool,
+    calibrate: float,
     as_json: bool,
 ) -> None:
     """Extract features of VIDEOS (files and folders) into a store; what is there is reused.
@@ -190,6 +198,7 @@ def extract(
         scheduler=scheduler,
         seed=seed,
         dry_run=dry_run,
+        calibrate_sec=calibrate,
         progress=terminal_progress(as_json),
     )
     emit(as_json, report.to_mapping(), report.text())

@@ -84,6 +84,11 @@ class ClipBatches:
         self._clips: Tensor | None = None  # [N, 3, F, S, S], filled anew for every batch
         self._launched: _Launched | None = None
 
+    @property
+    def source(self) -> FrameSource:
+        """Frames of the first decoder."""
+        return self._sources[0]
+
     def run(self, videos: Iterable[VideoRows]) -> Generator[VideoRows]:
         """Each video once, when its last row is there or when it failed."""
         self._queue.clear()

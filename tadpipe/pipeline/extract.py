@@ -19,13 +19,13 @@ from tadpipe.config import PixelRecipe
 from tadpipe.datasets import DATASETS
 from tadpipe.datasets.annotation_files import annotation_copy, read_annotations
 from tadpipe.datasets.spec import DatasetSpec
-from tadpipe.errors import VideoError
 from tadpipe.location import location
 from tadpipe.pipeline.clip_batches import batch_of, decoders_of
 from tadpipe.pipeline.device import resolve_device
+from tadpipe.pipeline.extract_plan import plan_extraction
 from tadpipe.pipeline.extract_recipes import with_recipe
-from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
-from tadpipe.pipeline.extract_run import ExtractRun, Runner, content_of
+from tadpipe.pipeline.extract_report import ExtractReport
+from tadpipe.pipeline.extract_run import ExtractRun
 from tadpipe.pipeline.extract_spec import Choices, Handling, as_chosen, as_tuned
 from tadpipe.pipeline.known_weights import KnownWeights, remember_weights
 from tadpipe.pipeline.optical_flow import flow_source
@@ -34,10 +34,11 @@ from tadpipe.pipeline.spec_backbone import tuned_backbone
 from tadpipe.pipeline.video_features import clip_runner
 from tadpipe.pipeline.video_files import VideoFile, find_videos, shard
 from tadpipe.registry import resolve
-from tadpipe.store.content import ContentIndex
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.video.process import DecodeProcess
+
+CALIBRATE_SEC = 30.0  # of a dry run
 
 
 def extract(
@@ -70,6 +71,7 @@ def extract(
     scheduler: str | None = None,
     seed: int = 0,
     dry_run: bool = False,
+    calibrate_sec: float = CALIBRATE_SEC,
     progress: Progress = SILENT,
 ) -> ExtractReport:
     """Extract the features of videos into a store; what the store has is not done again.
@@ -104,6 +106,7 @@ def extract(
             are GPUs, one of them; None and 1 extract in this process.
         scheduler: address of a Dask cluster whose workers do it instead.
         seed: of random weights.
+        calibrate_sec: that a dry run measures this machine for, at most; 0 leaves the hours out.
     Returns:
         What became of each video; `exit_code` is 3 when some failed.
     Raises:
@@ -115,7 +118,8 @@ def extract(
         files = shard(files, *shard_of)
     annotated = _read_annotations(annotations, dataset)
     shared = scheduler is not None or (workers or 1) > 1
-    load_on = "cpu" if shared else resolve_device(device)  # of several, the workers compute
+    # of several the workers compute; a dry run measures here
+    load_on = "cpu" if shared and not dry_run else resolve_device(device)
     choices = Choices(backbone, stride, clip_len, frame_interval, anchor, fps, pixels)
     if recipe is not None:
         choices = with_recipe(choices, recipe)
@@ -170,6 +174,7 @@ def extract(
             decoder=decoder,
             decode_timeout_sec=decode_timeout_sec,
             dry_run=dry_run,
+            calibrate_sec=calibrate_sec,
             progress=progress,
         )
     report.annotated_without_video = annotated.without(files)
@@ -191,6 +196,7 @@ def extract_features(
     decoders: int | None = None,
     decode_timeout_sec: float = 60.0,
     dry_run: bool = False,
+    calibrate_sec: float = CALIBRATE_SEC,
     progress: Progress = SILENT,
 ) -> ExtractReport:
     """Extract features of a stated spec with a backbone that is loaded already; see `extract`.
@@ -201,6 +207,7 @@ def extract_features(
         batch: clips per forward pass, where the spec leaves it open.
         pad: fill the last batch, for a compiled backbone with fixed shapes; always done where the
             spec states the batch.
+        calibrate_sec: that a dry run measures this machine for, at most.
     """
     started = time.monotonic()
     report = ExtractReport(location(store), spec.fid, dry_run)
@@ -222,7 +229,9 @@ def extract_features(
             flow=source,
         )
         if dry_run:
-            _plan_only(report, files, spec, batches)
+            plan_extraction(
+                report, files, spec, batches, device=device, calibrate_sec=calibrate_sec
+            )
         else:
             opened = FeatureStore.create(report.store)
             if annotations is not None:
@@ -231,35 +240,6 @@ def extract_features(
                 ExtractRun(report, opened, writer, batches, progress).over(files)
     report.seconds = time.monotonic() - started
     return report
-
-
-def _plan_only(
-    report: ExtractReport,
-    files: Sequence[VideoFile],
-    spec: FeatureSpec,
-    batches: Runner,
-) -> None:
-    """What a run would do: probes and hashes, decodes and writes nothing."""
-    store = FeatureStore.open(report.store) if FeatureStore.exists(report.store) else None
-    content = ContentIndex(report.store, remember=False)
-    seen: set[str] = set()
-    for file in files:
-        try:
-            sha256 = content_of(content, file.path)
-            if sha256 in seen or (store is not None and store.has_content(spec.fid, sha256)):
-                report.videos.append(VideoOutcome(file.name, "reused"))
-                continue
-            seen.add(sha256)
-            frames = batches.decoders[0].probe(file.path).frames
-        except VideoError as error:
-            message = f"{error.what} {error.where}".strip()
-            report.videos.append(VideoOutcome(file.name, "failed", error.reason.value, message))
-            continue
-        rows = batches.plan.rows(frames)
-        width = spec.channels * (2 if spec.stored_dtype == "float16" else 4)
-        report.videos.append(
-            VideoOutcome(file.name, "done", rows=rows, frames_decoded=frames, bytes=rows * width)
-        )
 
 
 class _Annotated(NamedTuple):

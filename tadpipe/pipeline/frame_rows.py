@@ -52,7 +52,7 @@ class FrameWindows:
         self.clips_done = 0  # rows, of overlapping windows too
         self.device_busy_sec = 0.0
         self.hop = grid.window_len - overlap_frames // grid.frames_per_step  # rows
-        self._source = FrameSource(
+        self.source = FrameSource(
             decoder,
             lambda frames: prepare(frames, backbone.pixels, device),
             fps=fps,
@@ -67,7 +67,7 @@ class FrameWindows:
                 rows = self._features(video)
                 video.rows.append(rows)
                 video.clips_cut = len(rows)
-                self._source.settle(video, self.plan.span_frames)
+                self.source.settle(video, self.plan.span_frames)
             except VideoError as error:
                 video.error = error
             video.decoding = False
@@ -97,7 +97,7 @@ class FrameWindows:
         held: list[Tensor] = []  # every `frame_interval`-th frame, from `first` on
         first, due = 0, 0  # in such frames; the row at which the next window starts
         k, size = self.grid.frames_per_step, self.grid.window_frames
-        for number, frame in enumerate(self._source.frames(video)):
+        for number, frame in enumerate(self.source.frames(video)):
             if number % self.plan.frame_interval:
                 continue
             held.append(frame)

@@ -86,7 +86,12 @@ def test_batch_is_part_of_the_spec_only_where_bits_depend_on_it(
 ) -> None:
     def fid(settings: dict[str, Any], batch: int | None) -> str:
         return extract(
-            [videos], store=tmp_path / "s.zarr", batch=batch, dry_run=True, **settings
+            [videos],
+            store=tmp_path / "s.zarr",
+            batch=batch,
+            dry_run=True,
+            calibrate_sec=0,
+            **settings,
         ).fid
 
     assert fid(SMALL_CONV, None) == fid(SMALL_CONV, 8) != fid(SMALL_CONV, 3)
@@ -218,7 +223,13 @@ def test_options_that_decide_numbers_decide_the_fid(videos: Path, tmp_path: Path
         {"seed": 1},
     ]
     fids = {
-        extract([videos], store=tmp_path / "s.zarr", dry_run=True, **{**SETTINGS, **change}).fid
+        extract(
+            [videos],
+            store=tmp_path / "s.zarr",
+            dry_run=True,
+            calibrate_sec=0,
+            **{**SETTINGS, **change},
+        ).fid
         for change in changes
     }
     assert len(fids) == len(changes)
