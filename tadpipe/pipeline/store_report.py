@@ -107,7 +107,7 @@ def verify(path: Path, *, deep: bool, drop_damaged: bool) -> Report:
     findings = store_verify.verify(store, deep)
     dropped = store.drop_damaged(findings) if drop_damaged else []
     return {
-        "path": str(path),
+        "path": str(location(path)),
         "deep": deep,
         "damaged": sum(finding.damaged for finding in findings),
         "dropped": dropped,
@@ -134,7 +134,7 @@ def status(path: Path) -> Report:
     writers = list(run_progress.read(store.backend.work / "ledger"))
     now_unix_sec = time.time()
     return {
-        "path": str(path),
+        "path": str(location(path)),
         **dataclasses.asdict(store.status()),
         "writers": [_writer(progress, now_unix_sec) for progress in writers],
         "running": _together([p for p in writers if _runs(p, now_unix_sec)]),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from tadpipe.errors import ConfigError, StoreError
@@ -308,7 +309,7 @@ class FeatureStore:
         Raises:
             ConfigError: it is this store.
         """
-        if str(source.path) == str(self.path):
+        if _same(source.path, self.path):
             raise ConfigError("A store cannot be merged into itself.", str(self.path))
         if not dry_run:
             self.need_writable()
@@ -374,6 +375,12 @@ class FeatureStore:
             for key, spec in specs.items()
         ]
         return "\n".join([f"{self.path}:", *lines])
+
+
+def _same(one: Location, other: Location) -> bool:
+    if isinstance(one, Path) and isinstance(other, Path):
+        return one.resolve() == other.resolve()
+    return one == other
 
 
 def check_name(path: Location) -> None:

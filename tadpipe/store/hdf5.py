@@ -49,6 +49,7 @@ from tadpipe.store.spool import FinishedVideo
 logger = logging.getLogger(__name__)
 
 _BLOCK_ROWS = 8192
+_SLACK_BYTES = 65_536  # of groups and headers that a change adds
 Array = np.ndarray[Any, Any]
 
 
@@ -79,6 +80,7 @@ class Hdf5File(Backend):
             try:
                 if not path.exists():
                     temporary = work / "building-new.h5"
+                    _reserve(temporary, 0)
                     with h5py.File(temporary, "w") as file:
                         file.attrs[VERSION_KEY] = FORMAT_VERSION
                         file.create_group("features")
@@ -191,10 +193,11 @@ class Hdf5File(Backend):
             home.attrs[SPEC_KEY] = json.dumps(spec.to_mapping(), sort_keys=True)
             if videos:
                 _write_part(home.require_group("parts").create_group(commit.id), commit, videos)
-            line = np.frombuffer(encode(commit), np.uint8)
+            line = np.frombuffer(raw, np.uint8)
             home.require_group("commits").create_dataset(commit.id, data=line)
 
-        self._change(change)
+        raw = encode(commit)
+        self._change(change, sum(v.features().nbytes + 8 * v.rows for v in videos) + len(raw))
 
     parts_are_files = False
 
@@ -225,10 +228,16 @@ class Hdf5File(Backend):
         gone |= {f"features/{fid}/commits/{commit}" for commit in commits}
         before = self.path.stat().st_size
         temporary = self.work / f"building-{secrets.token_hex(4)}.h5"
-        # HDF5 gives space back only to a new file.
-        with self._reading() as source, h5py.File(temporary, "w") as target:
-            _copy_but(source, target, gone)
-        _replace(temporary, self.path)
+        try:
+            _reserve(temporary, before)
+            h5py.File(temporary, "w").close()
+            _reserve(temporary, before)
+            # HDF5 gives space back only to a new file.
+            with self._reading() as source, h5py.File(temporary, "r+") as target:
+                _copy_but(source, target, gone)
+            _replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
         return max(0, before - self.path.stat().st_size)
 
     def annotations(self) -> tuple[bytes, str] | None:
@@ -243,16 +252,17 @@ class Hdf5File(Backend):
             file.create_dataset("annotations", data=np.frombuffer(raw, np.uint8))
             file["annotations"].attrs["sha256"] = sha256
 
-        self._change(change)
+        self._change(change, len(raw))
 
     def bytes_on_disk(self) -> int:
         return self.path.stat().st_size
 
-    def _change(self, change: Callable[[h5py.File], None]) -> None:
-        """Apply a change to a copy of the file and put that in its place."""
+    def _change(self, change: Callable[[h5py.File], None], grows: int) -> None:
+        """Apply a change, of so many bytes, to a copy of the file and put that in its place."""
         temporary = self.work / f"building-{secrets.token_hex(4)}.h5"
         try:
             shutil.copyfile(self.path, temporary)
+            _reserve(temporary, self.path.stat().st_size + grows)
             with h5py.File(temporary, "r+") as file:
                 change(file)
             _replace(temporary, self.path)
@@ -355,6 +365,15 @@ def _copy_but(source: h5py.File, target: h5py.File, gone: set[str]) -> None:
                 path = f"features/{fid}/{kind}/{name}"
                 if path not in gone:
                     source.copy(path, target.require_group(f"features/{fid}/{kind}"), name)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Take the space that a file will need, or raise: HDF5 does not survive a full disk.
+
+    What is taken too much goes when HDF5 closes the file.
+    """
+    with open(path, "ab") as file:
+        os.posix_fallocate(file.fileno(), 0, size + _SLACK_BYTES)
 
 
 def _replace(temporary: Path, path: Path) -> None:

@@ -124,7 +124,13 @@ def _merge_spec(
 
 def _plan(store: OpenStore, source: Backend, fid: str, theirs: Catalogue, dry_run: bool) -> _Plan:
     ours = store.videos(fid)
-    missing = [row for row in theirs.used_rows() if not ours.has_content(row.content_sha256)]
+    words, conflicts, deleted, already = _new_words(fid, ours, theirs)
+    wanted = {word.content for word in words.values()}
+    missing = [
+        row
+        for row in theirs.used_rows()
+        if row.content_sha256 in wanted and not ours.has_content(row.content_sha256)
+    ]
     by_part: dict[str, list[VideoRow]] = {}
     for row in missing:
         by_part.setdefault(row.part, []).append(row)
@@ -139,7 +145,6 @@ def _plan(store: OpenStore, source: Backend, fid: str, theirs: Catalogue, dry_ru
             whole.append(replace(commit, dropped=dropped))
         else:
             packed += rows
-    words, conflicts, deleted, already = _new_words(fid, ours, theirs)
     report = MergeReport(
         "",
         len(words),

@@ -121,8 +121,10 @@ class StoreWriter:
             except StoreError as failure:
                 if error is None:
                     raise
-                # What ended the block matters more; finished videos wait in the spool.
-                logger.error("%s", failure)
+                # What ended the block matters more; finished videos wait in the spool. A disk
+                # that refused the block refuses this too, and is not to be reported twice.
+                level = logging.INFO if isinstance(error, StoreError) else logging.ERROR
+                logger.log(level, "%s", failure)
             finally:
                 self._spool = None
 
