@@ -23,7 +23,7 @@ from tadpipe import __version__
 from tadpipe.backbones.protocol import Backbone
 from tadpipe.errors import ConfigError, StoreError, TadpipeError
 from tadpipe.location import location
-from tadpipe.pipeline.clip_batches import batch_of
+from tadpipe.pipeline.clip_batches import batch_of, decoders_of
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
 from tadpipe.pipeline.extract_run import ExtractRun, Runner
@@ -49,6 +49,7 @@ class Job:
     batch: int | None
     compile: bool
     decoder: Literal["pyav", "decord"]
+    decoders: int | None  # per worker; None as for a single process
     decode_timeout_sec: float
     version: str = __version__
 
@@ -166,11 +167,14 @@ class _Session:
         source = flow_source(self.backbone.pixels, job.flow)
         if source is not None:
             source.check()
-        process = DecodeProcess(decoder=job.decoder, timeout_sec=job.decode_timeout_sec)
+        processes = [
+            held.enter_context(DecodeProcess(job.decoder, job.decode_timeout_sec))
+            for _ in range(job.decoders or decoders_of(self.device))
+        ]
         return clip_runner(
             self.backbone,
             job.spec,
-            [held.enter_context(process)],
+            processes,
             device=self.device,
             batch=job.batch or batch_of(self.device),
             pad=job.compile,
