@@ -29,7 +29,7 @@ NOT_RUN = {
     r"store import|thumos14\.json|store/rgb\.zarr": "released features and labels",
     r"runs/(tridet_official|mq|verb)\b": "a run on a released data set",
     r"--class-scores": "a video classifier's scores, and a run on a released data set",
-    r"^torchrun": "several processes",
+    r"^torchrun|--scheduler": "several processes or machines",
     r"compare .*dyfadet": "minutes of a processor",
     r"^tadpipe demo$": "nine minutes of a processor",
     r"e2e.picture_size": "a backbone that takes other sizes of pictures than the tiny one",
