@@ -60,7 +60,7 @@ class Spent:
 def cpu_sec() -> float:
     """User and system seconds of this process and of its children that have ended."""
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return time.process_time() + times.children_user + times.children_system
 
 
 def load(name: str, dtype: Any, device: str) -> tuple[Backbone, FeatureSpec]:

@@ -23,12 +23,16 @@ from tadpipe.pipeline.optical_flow import FlowSource
 from tadpipe.video.process import DecodeProcess
 from tadpipe.video.snippets import SnippetPlan
 
-LINE_BATCHES = 2  # batches of clips that may wait for the backbone
+LINE_BATCHES, LINE_CLIPS = 2, 8  # that may wait for the backbone, whichever is more
 
 
 def batch_of(device: str) -> int:
-    """Clips per forward pass, unless somebody says otherwise."""
-    return 4 if torch.device(device).type == "cpu" else 32
+    """Clips per forward pass, unless somebody says otherwise.
+
+    One on the CPU: a clip of VideoMAE keeps all cores busy, and the activations of several leave
+    its caches and its allocator's reserve (measured, benchmarks/results/extract.md).
+    """
+    return 1 if torch.device(device).type == "cpu" else 32
 
 
 def decoders_of(device: str) -> int:
@@ -95,7 +99,8 @@ class ClipBatches:
         self._launched = None
         coming = iter(videos)
         waiting = self.under_way = []
-        with ClipLanes(self._sources, self.plan, LINE_BATCHES * self.batch) as lanes:
+        room = max(LINE_BATCHES * self.batch, LINE_CLIPS)
+        with ClipLanes(self._sources, self.plan, room) as lanes:
             for _ in range(len(self._sources) + 1):  # one more, so that no lane has to wait for us
                 self._add_next(coming, waiting, lanes)
             while any(video.decoding for video in waiting):

@@ -96,7 +96,7 @@ def extract(
         dataset: whose annotations these are: names its file prefix and the labels it drops.
         annotations: kept in the store, so that training needs only the store.
         dtype: arithmetic of the backbone.
-        batch: clips per forward pass; default 4 on the CPU and 32 on a GPU. For convolutional
+        batch: clips per forward pass; default 1 on the CPU and 32 on a GPU. For convolutional
             backbones 8 anywhere, the last batch is padded, and the number is part of the spec.
         feature_dtype: how rows are stored.
         decoders: processes that decode, each a video of its own; default 1 on the CPU, 4 on a GPU.
