@@ -213,3 +213,12 @@ def test_weights_trained_on_opencv_pictures_get_their_colours_in_that_order() ->
     picture = frames(1, 256, 256)
     ours = prepare(picture, PIXEL_RECIPES["epic-slowfast"], "cpu")
     assert torch.equal(ours, prepare(picture, PIXEL_RECIPES["pyslowfast"], "cpu").flip(1))
+
+
+@pytest.mark.parametrize("side", [20, 31])
+def test_cropped_resize_equals_the_crop_of_the_whole(side: int) -> None:
+    source = torch.randint(0, 256, (3, 65, 97, 3), generator=torch.Generator().manual_seed(0))
+    whole = resize_uint8(source.to(torch.uint8), (32, 47))
+    top, left = (32 - side) // 2, (47 - side) // 2
+    cropped = resize_uint8(source.to(torch.uint8), (32, 47), crop=side)
+    assert torch.equal(cropped, whole[:, top : top + side, left : left + side])
