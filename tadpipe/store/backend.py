@@ -199,9 +199,13 @@ class Backend(ABC):
         """Make all lines of a writer visible, where they are not at once."""
         return
 
+    def ledger_lines(self) -> list[ledger.Line]:
+        """Every attempt as its line of the ledger, oldest first."""
+        return ledger.read_lines((self.work / "ledger").glob("*.jsonl"))
+
     def attempts(self) -> Iterator[tuple[str, LedgerRow]]:
         """(fid, row) of every attempt, oldest first."""
-        return ledger.read(self.work / "ledger")
+        return ledger.rows_of(self.ledger_lines())
 
 
 def spec_of_group(raw: bytes, place: str) -> FeatureSpec:

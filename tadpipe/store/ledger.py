@@ -34,6 +34,10 @@ class LedgerRow:
     at_unix_sec: float = field(default_factory=time.time)
 
 
+Line = dict[str, Any]  # a row with its fid, as JSON has it
+_KEYS = {"fid", *LedgerRow.__dataclass_fields__}
+
+
 def append(folder: Path, writer_id: str, fid: str, row: LedgerRow) -> None:
     """Add a line to the writer's file; a name that is not Unicode text is escaped by JSON."""
     append_line(folder / f"{writer_id}.jsonl", json.dumps({"fid": fid, **asdict(row)}))
@@ -41,17 +45,37 @@ def append(folder: Path, writer_id: str, fid: str, row: LedgerRow) -> None:
 
 def read(folder: Path) -> Iterator[tuple[str, LedgerRow]]:
     """(fid, row) of every attempt, oldest first."""
-    return read_files(folder.glob("*.jsonl"))
+    return rows_of(read_lines(folder.glob("*.jsonl")))
 
 
-def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, LedgerRow]]:
-    """(fid, row) of every line of some files, oldest first."""
-    found: list[tuple[str, LedgerRow]] = []
+def rows_of(lines: Iterable[Line]) -> Iterator[tuple[str, LedgerRow]]:
+    """(fid, row) of lines."""
+    for line in lines:
+        values = dict(line)
+        yield values.pop("fid"), LedgerRow(**values)
+
+
+def read_lines(paths: Iterable[Path]) -> list[Line]:
+    """The lines of some files as they are, oldest first: quicker than rows, for many of them."""
+    found: list[Line] = []
     for path in sorted(paths):
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            try:
-                values: dict[str, Any] = json.loads(line)
-                found.append((values.pop("fid"), LedgerRow(**values)))
-            except (ValueError, TypeError, KeyError):
-                logger.warning("%s:%d: unreadable line left out", path, number)
-    yield from sorted(found, key=lambda item: item[1].at_unix_sec)
+        raw = path.read_bytes()
+        try:  # all lines at once takes a third of the time
+            lines = json.loads(b"[%b]" % b",".join(raw.splitlines()))
+        except ValueError:
+            lines = list(_whole_lines(path, raw))
+        found += [line for line in lines if isinstance(line, dict) and line.keys() == _KEYS]
+    return sorted(found, key=_when)
+
+
+def _whole_lines(path: Path, raw: bytes) -> Iterator[Line]:
+    """Line by line: one of them is torn."""
+    for number, line in enumerate(raw.splitlines(), start=1):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            logger.warning("%s:%d: unreadable line left out", path, number)
+
+
+def _when(line: Line) -> float:
+    return float(line["at_unix_sec"])

@@ -31,7 +31,7 @@ from tadpipe.store.backend import (
 )
 from tadpipe.store.commits import Commit, decode, decode_lines, encode
 from tadpipe.store.durable import append_lines
-from tadpipe.store.ledger import LedgerRow
+from tadpipe.store.ledger import LedgerRow, Line
 from tadpipe.store.local_work import work_folder
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.store.object_ledger import ObjectLedger
@@ -238,8 +238,8 @@ class ObjectFolder(Backend):
     def close_ledger(self, writer_id: str) -> None:
         self._ledger.close(writer_id)
 
-    def attempts(self) -> Iterator[tuple[str, LedgerRow]]:
-        return self._ledger.rows()
+    def ledger_lines(self) -> list[Line]:
+        return self._ledger.lines()
 
     def _make_group(self, key: str, attributes: Mapping[str, Any]) -> None:
         if key not in self._groups:

@@ -8,7 +8,7 @@ file begins. What a killed writer had not put yet is put by the next one on that
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from tadpipe.store import ledger
@@ -61,8 +61,8 @@ class ObjectLedger:
             if writer_id not in self._current and not is_alive(writer_id):
                 self._hand_over(path.stem)
 
-    def rows(self) -> Iterator[tuple[str, LedgerRow]]:
-        """(fid, row) of every attempt, oldest first, also those still on this machine only."""
+    def lines(self) -> list[ledger.Line]:
+        """Every attempt, oldest first, also those still on this machine only."""
         local = {path.stem for path in self._folder.glob(f"*{_SUFFIX}")}
         facts = self._objects.listing("ledger")
         missing: dict[str, Path] = {}  # key -> where it is kept once read
@@ -82,7 +82,7 @@ class ObjectLedger:
             for older in self._cache.glob(f"{kept.name.rsplit('.', 2)[0]}.*"):
                 older.unlink(missing_ok=True)
             kept.write_bytes(raw)
-        yield from ledger.read_files(path for path in files if path.exists())
+        return ledger.read_lines(path for path in files if path.exists())
 
     def _hand_over(self, stem: str) -> None:
         """Put a file that is not written to any more; then this machine need not keep it."""

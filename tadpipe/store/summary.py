@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tadpipe.store.ledger import LedgerRow
+from tadpipe.store.ledger import LedgerRow, Line, rows_of
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.store.opened import OpenStore
 from tadpipe.store.spool import read_spool
@@ -71,13 +71,15 @@ def store_info(store: OpenStore) -> StoreInfo:
 
 
 def store_status(store: OpenStore) -> StoreStatus:
-    attempts = list(store.backend.attempts())
-    newest: dict[tuple[str, str], LedgerRow] = {}
-    for fid, row in attempts:
-        before = newest.get((fid, row.name))
-        if not (row.status == "reused" and before is not None and before.status == "done"):
-            newest[fid, row.name] = row  # a run that found its work done changes nothing
-    failed = [row for row in newest.values() if row.status == "failed"]
+    lines = store.backend.ledger_lines()
+    newest: dict[tuple[str, str], Line] = {}
+    for line in lines:
+        key = (line["fid"], line["name"])
+        if line["status"] == "reused" and key in newest and newest[key]["status"] == "done":
+            continue  # a run that found its work done changes nothing
+        newest[key] = line
+    last = list(newest.values())
+    failed = [row for _, row in rows_of(line for line in last if line["status"] == "failed")]
     reasons: dict[str, int] = {}
     for row in failed:
         reasons[row.reason] = reasons.get(row.reason, 0) + 1
@@ -87,12 +89,12 @@ def store_status(store: OpenStore) -> StoreStatus:
         folders = root.iterdir() if root.is_dir() else []
         waiting += sum(len(read_spool(folder)) for folder in folders)
     return StoreStatus(
-        done=sum(row.status == "done" for row in newest.values()),
-        reused=sum(row.status == "reused" for row in newest.values()),
+        done=sum(line["status"] == "done" for line in last),
+        reused=sum(line["status"] == "reused" for line in last),
         failed=failed,
         reasons=reasons,
-        seconds=sum(row.seconds for _, row in attempts),
-        frames_decoded=sum(row.frames_decoded for _, row in attempts),
-        bytes=sum(row.bytes for _, row in attempts),
+        seconds=sum(line["seconds"] for line in lines),
+        frames_decoded=sum(line["frames_decoded"] for line in lines),
+        bytes=sum(line["bytes"] for line in lines),
         waiting_in_spool=waiting,
     )
