@@ -43,7 +43,12 @@ def to_run(page: Path) -> list[Command]:
     return [c for c in page_commands(page) if not any(re.search(p, c.text) for p in NOT_RUN)]
 
 
-RUN_HERE = [page for page in GUIDES if to_run(page)]
+SLOW = {"demo.md", "e2e.md", "adapters.md"}  # their commands train a detector or a backbone
+RUN_HERE = [
+    pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW else [])
+    for page in GUIDES
+    if to_run(page)
+]
 
 
 def toml(preset: dict[str, object]) -> str:
@@ -92,7 +97,7 @@ def stand_in(words: list[str]) -> None:
             assert run(["annotations", "export", "labels.json", "--to", "elan", "--out", "."]) == 0
 
 
-@pytest.mark.parametrize("page", RUN_HERE, ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", RUN_HERE, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_of_a_page_run_as_written(
     page: Path,
     template: Path,
