@@ -61,8 +61,8 @@ def write_via(path: Path, labelled: LabelledVideos, _times: VideoTimes) -> None:
     numbers = {label: str(i) for i, label in enumerate(labels)}
     files, views, metadata = {}, {}, {}
     for i, (name, rows) in enumerate(labelled.entries.items(), start=1):
-        files[str(i)] = {"fid": str(i), "fname": f"{name}.mp4", "type": 4, "loc": 3, "src": ""}
-        files[str(i)]["src"] = f"{name}.mp4"
+        film = f"{name}.mp4"
+        files[str(i)] = {"fid": str(i), "fname": film, "type": 4, "loc": 3, "src": film}
         views[str(i)] = {"fid_list": [str(i)]}
         for j, row in enumerate(rows):
             metadata[f"{i}_{j}"] = {
@@ -80,8 +80,14 @@ def write_via(path: Path, labelled: LabelledVideos, _times: VideoTimes) -> None:
         "options": {number: label for label, number in numbers.items()},
         "default_option_id": "",
     }
-    project = {"pid": "__VIA_PROJECT_ID__", "rev": "__VIA_PROJECT_REV_ID__", "pname": path.stem}
-    project |= {"data_format_version": "3.1.1", "vid_list": list(views)}  # type: ignore[dict-item]
+    project = {
+        "pid": "__VIA_PROJECT_ID__",
+        "rev": "__VIA_PROJECT_REV_ID__",
+        "pname": path.stem,
+        "creator": "tadpipe",
+        "data_format_version": "3.1.1",
+        "vid_list": list(views),
+    }
     document = {
         "project": project,
         "config": {"file": {"loc_prefix": {"1": "", "2": "", "3": "", "4": ""}}},

@@ -273,6 +273,44 @@ def test_cvat_s_file_names_its_task_s_labels_and_frames(ours: Path, tmp_path: Pa
     assert (task.findtext("size"), task.findtext("mode")) == ("41", "interpolation")
 
 
+def test_via_project_has_the_published_layout(ours: Path, tmp_path: Path) -> None:
+    export_labels(ours, tmp_path / "via.json", "via")
+    document = json.loads((tmp_path / "via.json").read_text())
+    assert {"project", "config", "attribute", "file", "view", "metadata"} == set(document)
+    attribute = document["attribute"]["1"]
+    assert (attribute["anchor_id"], attribute["type"]) == ("FILE1_Z2_XY0", 4)  # segment, select
+    for vid in document["project"]["vid_list"]:
+        (fid,) = document["view"][vid]["fid_list"]
+        file = document["file"][str(fid)]
+        assert (file["type"], file["loc"]) == (4, 3)  # a video, a file on disk
+        assert file["src"]
+    for segment in document["metadata"].values():
+        assert len(segment["z"]) == 2
+        assert segment["xy"] == []
+        assert segment["av"]["1"] in attribute["options"]
+
+
+def test_via_s_published_example_with_numbers_for_files_is_read(tmp_path: Path) -> None:
+    """The layout of VIA's own description, where identifiers of files are numbers."""
+    select = {"aname": "Activity", "anchor_id": "FILE1_Z2_XY0", "type": 4}
+    document = {
+        "project": {"pid": "x", "vid_list": ["1", "2"]},
+        "config": {"file": {"loc_prefix": {"1": "", "2": "", "3": "", "4": ""}}},
+        "attribute": {"1": {**select, "options": {"1": "pour", "2": "cut"}}},
+        "file": {
+            "1": {"fid": 1, "fname": "a.ogv", "type": 4, "loc": 2, "src": "https://x/a.ogv"},
+            "2": {"fid": 2, "fname": "b.mp4", "type": 4, "loc": 3, "src": "/films/b.mp4"},
+        },
+        "view": {"1": {"fid_list": [1]}, "2": {"fid_list": [2]}},
+        "metadata": {
+            "-glfwaaX": {"vid": "2", "flg": 0, "z": [2, 6.5], "xy": [], "av": {"1": "2"}},
+        },
+    }
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    (video, other) = imported(tmp_path, tmp_path / "x.json").items()
+    assert (video[1], other) == ([], ("b", [(2.0, 6.5, "cut")]))
+
+
 def test_regions_of_via_are_left_out_and_its_text_attributes_are_labels(tmp_path: Path) -> None:
     document = {
         "attribute": {"1": {"aname": "what", "type": 1, "options": {}}},
