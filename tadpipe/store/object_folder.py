@@ -68,7 +68,8 @@ class ObjectFolder(Backend):
             StoreError: other things are there, or the storage cannot hold a store.
         """
         objects = Objects(address)
-        if not objects.exists("zarr.json") and objects.listing(""):
+        there = {} if objects.exists("zarr.json") else objects.listing("")
+        if there and "zarr.json" not in there:  # or another process made it this moment
             raise StoreError(
                 "This folder is not empty and not a feature store.",
                 str(address),
