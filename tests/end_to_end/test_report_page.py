@@ -268,3 +268,11 @@ def test_nothing_is_wider_than_a_phone(chrome: webdriver.Chrome) -> None:
     set_width(chrome, 390)
     draw_first_chart(chrome)
     assert chrome.execute_script("return document.documentElement.scrollWidth") <= 390
+
+
+def test_costs_that_no_run_has_take_no_column(chrome: webdriver.Chrome) -> None:
+    heads = chrome.execute_script(
+        "return [...document.querySelectorAll('#overview th')].map((e) => e.textContent)"
+    )
+    assert heads[0] == "run"
+    assert heads[-1] == "average"
