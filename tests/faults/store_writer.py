@@ -3,8 +3,8 @@
     python -m tests.faults.store_writer STORE ORDER_SEED [KILL_AT]
 
 A step is anything that changes the disk: a sync, a rename, a removal, a new folder, a write through
-h5py. SIGKILL comes right before the step, as it may from outside, but at the same place each run.
-Prints the number of steps at the end.
+h5py, a put or removal of objects. SIGKILL comes right before the step, as it may from outside, but
+at the same place each run. Prints the number of steps at the end.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ def main(path: str, order_seed: int, kill_at: int = 0) -> None:
 
         h5py.Dataset.__setitem__ = steps.counted(h5py.Dataset.__setitem__)
         h5py.Group.create_dataset = steps.counted(h5py.Group.create_dataset)
+    if "://" in path:
+        from tadpipe.store.objects import Objects
+
+        for name in ("create", "put", "remove"):
+            setattr(Objects, name, steps.counted(getattr(Objects, name)))
     order = list(range(VIDEOS))
     random.Random(order_seed).shuffle(order)
     store = FeatureStore.create(path)

@@ -21,7 +21,7 @@ from tests.unit.store.small_videos import SPEC, rows, times
 ROOT = Path(__file__).parents[2]
 
 
-def start(store: Path, order_seed: int, kill_at: int = 0) -> subprocess.Popen[str]:
+def start(store: Path | str, order_seed: int, kill_at: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.faults.store_writer", store, order_seed, kill_at]
     return subprocess.Popen(
         [str(word) for word in command],
@@ -42,9 +42,11 @@ def finish(*processes: subprocess.Popen[str]) -> list[int]:
     return steps
 
 
-def check_visible(path: Path) -> set[str]:
+def check_visible(path: Path | str) -> set[str]:
     """Everything a reader can see is whole and right; returns the names."""
-    if not path.exists() or (path.is_dir() and not (path / "zarr.json").exists()):
+    if not FeatureStore.exists(path):
+        return set()
+    if isinstance(path, Path) and path.is_dir() and not (path / "zarr.json").exists():
         return set()
     store = FeatureStore.open(path)
     assert verify(store, deep=True) == []
@@ -57,7 +59,7 @@ def check_visible(path: Path) -> set[str]:
     return set(videos)
 
 
-def check_complete(path: Path) -> None:
+def check_complete(path: Path | str) -> None:
     """Every video is there, and there is nothing else."""
     assert check_visible(path) == {f"v{seed}" for seed in range(VIDEOS)}
     store = FeatureStore.open(path, "a")
@@ -114,6 +116,40 @@ def test_eight_writers_at_once_all_killed_then_run_again(tmp_path: Path) -> None
     finish(*[start(store, number, step) for number, step in enumerate(steps)])
     check_visible(store)
     assert all(finish(*[start(store, number) for number in range(8)]))
+    check_complete(store)
+
+
+@pytest.mark.slow
+def test_writer_of_objects_killed_four_times_loses_no_finished_video(s3_bucket: str) -> None:
+    (total,) = finish(start(f"{s3_bucket}/rehearsal.zarr", 0))
+    store, seen = f"{s3_bucket}/x.zarr", set[str]()
+    for kill_at in sorted(random.Random(7).sample(range(1, total + 1), 4)):
+        finish(start(store, kill_at, kill_at))
+        now = check_visible(store)
+        assert seen <= now
+        seen = now
+    assert finish(start(store, 1)) > [0]
+    check_complete(store)
+    assert sum(row.rows for row in FeatureStore.open(store).videos(SPEC.fid).used_rows()) == sum(
+        len(rows(seed)) for seed in range(VIDEOS)
+    )
+
+
+@pytest.mark.slow
+def test_writers_of_objects_on_machines_of_their_own_all_killed_then_run_again(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, processes = f"{s3_bucket}/x.zarr", []
+    for number in range(3):
+        monkeypatch.setenv("TADPIPE_WORK", str(tmp_path / f"machine-{number}"))
+        processes.append(start(store, number, 20 + 13 * number))
+    finish(*processes)
+    check_visible(store)
+    processes = []
+    for number in range(3):
+        monkeypatch.setenv("TADPIPE_WORK", str(tmp_path / f"machine-{number}"))
+        processes.append(start(store, number))
+    assert all(finish(*processes))
     check_complete(store)
 
 
