@@ -46,6 +46,7 @@ LOOK_SEC = 30.0  # without an outcome, until we look whether there are workers a
 CONNECT_SEC = 10.0
 SETTLE_SEC = 2.0
 UNREACHABLE = (OSError, TimeoutError, CancelledError, asyncio.CancelledError)
+DASK_LOGGERS = ("distributed", "distributed.client", "tornado.application")
 Answer = TypeVar("Answer")
 
 
@@ -73,7 +74,7 @@ def extract_on_cluster(
     connected = local_workers(workers, job.device) if workers else _cluster_of(str(scheduler))
     run: _ClusterRun | None = None
     try:
-        with connected as client:
+        with _dask_quiet(), connected as client:
             store = FeatureStore.create(job.store)
             if annotations is not None:
                 store.set_annotations(annotations)
@@ -396,6 +397,20 @@ def _sent(file: VideoFile) -> Sent:
     except OSError:
         size_bytes = None
     return Sent(VideoFile(path, file.name), size_bytes)
+
+
+@contextmanager
+def _dask_quiet() -> Iterator[None]:
+    """Dask tells of every lost connection with a traceback; the command says what it means."""
+    loggers = [logging.getLogger(name) for name in DASK_LOGGERS]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 @contextmanager
