@@ -54,15 +54,9 @@ from tadpipe.cli.options import (
 )
 @click.option(
     "--egs-strategy",
-    type=click.Choice(["random", "grid", "block", "fps", "dpp"]),
+    type=click.Choice(["random", "grid", "block", "fps", "dpp", "gradient"]),
     default=None,
     help="How they are chosen.",
-)
-@click.option(
-    "--egs-gradient",
-    type=click.Choice(["own", "interpolated"]),
-    default=None,
-    help="What they pass on: their own gradient (ETAD), or also that of those between.",
 )
 @click.option(
     "--unsampled",
@@ -109,7 +103,6 @@ def e2e(
     tune: Literal["adapter", "full", "frozen"] | None,
     egs: float | None,
     egs_strategy: str | None,
-    egs_gradient: Literal["own", "interpolated"] | None,
     unsampled: Literal["forward", "store"] | None,
     features: Path | None,
     representation: Literal["snippet", "frame"] | None,
@@ -149,7 +142,6 @@ def e2e(
         tune=tune,
         egs=egs,
         egs_strategy=egs_strategy,
-        egs_gradient=egs_gradient,
         unsampled=unsampled,
         features=features or project.store,
         representation=representation,

@@ -77,7 +77,6 @@ def train_e2e(
     tune: Literal["adapter", "full", "frozen"] | None = None,
     egs: float | None = None,
     egs_strategy: str | None = None,
-    egs_gradient: Literal["own", "interpolated"] | None = None,
     unsampled: Literal["forward", "store"] | None = None,
     features: str | Path | None = None,
     representation: Literal["snippet", "frame"] | None = None,
@@ -106,9 +105,7 @@ def train_e2e(
         backbone, weights: as of `extract`; `weights` may also be the folder of an earlier run.
         adapter, tune: what of the backbone trains; an adapter alone means tune = "adapter".
         egs: share of the clips that get gradients; 1 is the full gradient.
-        egs_strategy: how they are chosen: random, grid, block, fps, dpp.
-        egs_gradient: what they pass on: their own gradient, or also that of the clips between
-            them.
+        egs_strategy: how they are chosen: random, grid, block, fps, dpp, gradient.
         unsampled: "forward" encodes the other clips too, "store" reads them from `features`.
         representation: "snippet" (a vector per clip) or "frame" (a window is one line of clips).
         detector, preset: as of `train_detector`; `sets` change the preset ("e2e.egs.ratio=0.5").
@@ -124,7 +121,7 @@ def train_e2e(
     """
     started = time.monotonic()
     device = own_device(resolve_device(device))
-    options = E2EOptions(adapter, tune, egs, egs_strategy, egs_gradient, unsampled, representation)
+    options = E2EOptions(adapter, tune, egs, egs_strategy, unsampled, representation)
     name = choose_preset(detector, preset)
     loaded = pixel_preset(load_preset(name, [*options.as_sets(), *sets], detector))
     pixels = plan_pixels(loaded, backbone, weights, stride=stride, device=device, seed=seed)

@@ -46,7 +46,6 @@ class E2EOptions(NamedTuple):
     tune: Literal["adapter", "full", "frozen"] | None = None
     egs: float | None = None
     egs_strategy: str | None = None
-    egs_gradient: Literal["own", "interpolated"] | None = None
     unsampled: Literal["forward", "store"] | None = None
     representation: Literal["snippet", "frame"] | None = None
 
@@ -65,7 +64,6 @@ class E2EOptions(NamedTuple):
             "tune": tune,
             "egs.ratio": self.egs,
             "egs.strategy": self.egs_strategy,
-            "egs.gradient": self.egs_gradient,
             "unsampled": self.unsampled,
             "representation": self.representation,
         }

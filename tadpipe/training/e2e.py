@@ -114,6 +114,12 @@ class E2EConfig:
                 f"unsampled = {self.unsampled}",
                 "Use --representation snippet, or --adapter plain or none, or --egs 1.",
             )
+        if self.unsampled == "store" and self.egs.strategy == "gradient":
+            raise ConfigError(
+                "With a feature bank snippets are chosen before their gradients are known.",
+                "unsampled = store, egs.strategy = gradient",
+                "Use another --egs-strategy, or --unsampled forward.",
+            )
         if self.unsampled == "store" and self.representation == "frame":
             raise ConfigError(
                 "A feature bank holds one row per snippet.",

@@ -5,9 +5,8 @@ without a graph; detector forward and backward down to the features; encode the 
 once more, in micro-batches, and pass the features' gradient on. The encoder's gradient equals that
 of one pass over the chosen snippets, at the memory of one micro-batch. Where one micro-batch holds
 all snippets and all get gradients, the graph of the first pass is kept instead.
-Ours, not the paper's: `gradient = "interpolated"`, where the chosen snippets stand for the others.
-Order: EgsConfig -> Clips -> choose_snippets -> encode, interpolated_gradient, backward_sampled ->
-egs_backward.
+Ours, not the paper's: `strategy = "gradient"`, which chooses by the gradient of the second stage.
+Order: EgsConfig -> Clips -> choose_snippets -> encode, backward_sampled -> egs_backward.
 Shapes: B videos, M snippets of each, A chosen ones, C channels, F x H x W pixels of a clip, N
 clips of any videos.
 """
@@ -23,8 +22,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tadpipe.errors import ConfigError
-from tadpipe.sampling import FEATURE_GUIDED, SNIPPET_STRATEGIES, check_sampling, select_snippets
+from tadpipe.sampling import (
+    FEATURE_GUIDED,
+    SNIPPET_STRATEGIES,
+    check_sampling,
+    select_snippets,
+    snippet_count,
+)
 
+STRATEGIES = (*SNIPPET_STRATEGIES, "gradient")
 LossOfFeatures = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, M] -> loss terms by name
 NONE = -1  # fills the list of chosen snippets of a video that has fewer than the others
 
@@ -34,19 +40,12 @@ class EgsConfig:
     """Which snippets train the encoder, and how many pass through it at once."""
 
     ratio: float = 0.3  # share of the snippets of each video; 1 = all, the full gradient
-    strategy: Literal["random", "grid", "block", "fps", "dpp"] = "random"
-    gradient: Literal["own", "interpolated"] = "own"  # interpolated: of those around, too
+    strategy: Literal["random", "grid", "block", "fps", "dpp", "gradient"] = "random"
     micro_batch: int = 4  # snippets of every video that pass through the encoder together
     whole_micro_batches: bool = False  # round the number of snippets up to whole micro-batches
 
     def __post_init__(self) -> None:
-        check_sampling(self.ratio, self.strategy, SNIPPET_STRATEGIES, "egs: ")
-        if self.gradient not in ("own", "interpolated"):
-            raise ConfigError(
-                "Unknown gradient of chosen snippets.",
-                f"egs.gradient = {self.gradient!r}",
-                "Use own or interpolated.",
-            )
+        check_sampling(self.ratio, self.strategy, STRATEGIES, "egs: ")
         if self.micro_batch < 1:
             raise ConfigError(
                 "A micro-batch holds at least one snippet.", f"micro_batch = {self.micro_batch}"
@@ -98,7 +97,11 @@ class EgsPass(NamedTuple):
 
 
 def choose_snippets(
-    features: Tensor, config: EgsConfig, generator: Generator, mask: Tensor | None = None
+    features: Tensor,
+    config: EgsConfig,
+    generator: Generator,
+    mask: Tensor | None = None,
+    feature_grad: Tensor | None = None,
 ) -> Tensor:
     """Snippets of each video that get gradients, int64 [B, A], sorted.
 
@@ -106,22 +109,45 @@ def choose_snippets(
         features: [B, C, M].
         mask: [B, M], the first ones of each video; shorter videos keep the share of what they
             have, and NONE fills their rows up.
+        feature_grad: [B, C, M]; read by "gradient" only, which takes the snippets where its norm
+            is largest.
+    Raises:
+        ConfigError: "gradient" before the detector's backward pass, as with features known before.
     """
-    guided = config.strategy in FEATURE_GUIDED
     counts = [features.shape[2]] * len(features)
     if mask is not None:
         counts = mask.sum(dim=1).tolist()
-    chosen = [
-        select_snippets(
-            count,
-            config.effective_ratio(count),
-            config.strategy,
-            features=video.T[:count].cpu() if guided else None,
-            generator=generator,
-        )
-        for video, count in zip(features.detach(), counts, strict=True)
-    ]
+    if config.strategy == "gradient":
+        if feature_grad is None:
+            raise ConfigError(
+                "Snippets are chosen by gradients only after the detector's backward pass.",
+                "egs.strategy = gradient, with features known before",
+                "Use another strategy, or encode all snippets.",
+            )
+        chosen = [
+            _strongest(grad[:, :count], config.effective_ratio(count))
+            for grad, count in zip(feature_grad, counts, strict=True)
+        ]
+    else:
+        guided = config.strategy in FEATURE_GUIDED
+        chosen = [
+            select_snippets(
+                count,
+                config.effective_ratio(count),
+                config.strategy,
+                features=video.T[:count].cpu() if guided else None,
+                generator=generator,
+            )
+            for video, count in zip(features.detach(), counts, strict=True)
+        ]
     return nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=NONE)
+
+
+def _strongest(grad: Tensor, ratio: float) -> Tensor:
+    """The snippets with the largest gradients [C, N], sorted, int64 [M]; of equals the earlier."""
+    kept = snippet_count(grad.shape[1], ratio)
+    order = grad.norm(dim=0).cpu().argsort(descending=True, stable=True)  # [N]
+    return order[:kept].sort().values
 
 
 @torch.no_grad()
@@ -180,37 +206,6 @@ def backward_sampled(
         features.backward(wanted.to(features.dtype))
 
 
-def interpolated_gradient(feature_grad: Tensor, snippets: Tensor, mask: Tensor) -> Tensor:
-    """The gradient of every snippet, handed on to the chosen snippets before and after it.
-
-    As if the features of the others were interpolated, linearly in time, between those of the
-    chosen ones. Snippets that overlap have nearly the same derivative by the encoder's weights, so
-    the sum over the chosen ones is close to that over all: less noise than their own gradients
-    have, at the same cost, for a bias that grows with the distance between chosen snippets. Where
-    neighbours are equal it is the full gradient.
-
-    Args:
-        feature_grad: [B, C, M]; snippets: [B, A]; mask: [B, M], which snippets there are.
-    Returns:
-        [B, C, M]; 0 where nothing was chosen. Before the first and after the last chosen snippet
-        that one gets all of it.
-    """
-    passed = torch.zeros_like(feature_grad)
-    for grad, into, row, there in zip(
-        feature_grad, passed, snippets.cpu(), mask.cpu(), strict=True
-    ):
-        chosen = row[row != NONE].sort().values  # [a]
-        places = there.nonzero().flatten()  # [n]
-        after = torch.searchsorted(chosen, places).clamp(max=len(chosen) - 1)  # [n]
-        before = (after - 1).clamp(min=0)
-        gap = (chosen[after] - chosen[before]).clamp(min=1)
-        share = ((places - chosen[before]) / gap).clamp(0, 1).to(grad)  # of the one after
-        whole = grad[:, places.to(grad.device)]  # [C, n]
-        into.index_add_(1, chosen[after].to(grad.device), whole * share)
-        into.index_add_(1, chosen[before].to(grad.device), whole * (1 - share))
-    return passed
-
-
 def egs_backward(
     encoder: nn.Module,
     clips: Tensor | Clips,
@@ -255,14 +250,11 @@ def egs_backward(
         (total if scale is None else scale(total)).backward()
         assert features.grad is not None
         if snippets is None:
-            snippets = choose_snippets(features, config, generator, source.mask)
+            snippets = choose_snippets(features, config, generator, source.mask, features.grad)
         if kept is not None:
             kept.backward(features.grad)
         elif trains:
-            passed = features.grad
-            if config.gradient == "interpolated":
-                passed = interpolated_gradient(passed, snippets, source.mask)
-            backward_sampled(encoder, source, passed, snippets, config.micro_batch)
+            backward_sampled(encoder, source, features.grad, snippets, config.micro_batch)
     detached = {name: loss.detach() for name, loss in losses.items()}
     return EgsPass(detached, features.detach(), features.grad, snippets)
 

@@ -276,6 +276,10 @@ def test_augmented_windows_are_normalised_as_the_backbone_expects() -> None:
             "clips see each other",
         ),
         ({"unsampled": "store", "representation": "frame"}, "one row per snippet"),
+        (
+            {"unsampled": "store", "egs": EgsConfig(strategy="gradient")},
+            "before their gradients are known",
+        ),
         ({"most_failed": 2.0}, "most_failed"),
         ({"backbone_learning_rate": 0.0}, "Learning rates"),
     ],

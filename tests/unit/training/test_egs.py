@@ -7,14 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tadpipe.errors import ConfigError
-from tadpipe.training.egs import (
-    NONE,
-    EgsConfig,
-    choose_snippets,
-    egs_backward,
-    encode,
-    interpolated_gradient,
-)
+from tadpipe.training.egs import NONE, EgsConfig, choose_snippets, egs_backward, encode
 
 VIDEOS, SNIPPETS, CHANNELS = 2, 10, 5
 
@@ -83,7 +76,7 @@ def test_gradients_are_those_of_one_pass(ratio: float, micro_batch: int) -> None
             assert torch.allclose(ours[name], value, rtol=1e-10, atol=1e-12), name
 
 
-@pytest.mark.parametrize("strategy", ["random", "grid", "block", "fps", "dpp"])
+@pytest.mark.parametrize("strategy", ["random", "grid", "block", "fps", "dpp", "gradient"])
 def test_each_strategy_draws_for_every_video(strategy: str) -> None:
     chosen, encoder, _ = run(EgsConfig(ratio=0.4, strategy=strategy))  # type: ignore[arg-type]
     assert chosen.shape == (VIDEOS, 4)
@@ -169,45 +162,31 @@ def test_one_micro_batch_of_all_snippets_is_encoded_once(micro_batch: int, passe
     assert len(calls) == passes
 
 
-def test_interpolated_hands_each_gradient_to_the_chosen_snippets_around_it() -> None:
-    grad = torch.tensor([[[1.0, 2, 4, 8, 16, 32]], [[1.0, 2, 4, 8, 0, 0]]])  # [B=2, C=1, M=6]
+def test_gradient_takes_the_snippets_with_the_largest_feature_gradients() -> None:
+    grad = torch.zeros(2, CHANNELS, 6)  # [B, C, M]
+    grad[0, :, :] = torch.tensor([0.1, -5.0, 0.2, 3.0, 0.0, -0.3])
+    grad[1, 0, :] = torch.tensor([1.0, 1.0, 2.0, 1.0, 9.0, 9.0])  # the last two are padding
     mask = torch.arange(6) < torch.tensor([[6], [4]])
-    chosen = torch.tensor([[1, 4, NONE], [2, NONE, NONE]])
-    passed = interpolated_gradient(grad, chosen, mask)
-    third = 1 / 3
-    wanted = [0, 1 + 2 + 4 * 2 * third + 8 * third, 0, 0, 4 * third + 8 * 2 * third + 16 + 32, 0]
-    assert passed[0, 0].tolist() == pytest.approx(wanted)
-    assert passed[1, 0].tolist() == [0, 0, 1 + 2 + 4 + 8, 0, 0, 0]
+    config = EgsConfig(ratio=0.5, strategy="gradient")
+    chosen = choose_snippets(torch.zeros_like(grad), config, torch.Generator(), mask, grad)
+    assert chosen.tolist() == [[1, 3, 5], [0, 2, NONE]]  # of equals the earlier
 
 
-def test_interpolated_is_the_full_gradient_where_all_clips_are_equal() -> None:
-    _, _, clips = parts()
-    clips = clips[:, :1].expand(-1, SNIPPETS, -1, -1, -1, -1)
-    found = {}
-    for name, config in (
-        ("all", EgsConfig(ratio=1.0)),
-        ("interpolated", EgsConfig(ratio=0.3, gradient="interpolated")),
-        ("own", EgsConfig(ratio=0.3)),
-    ):
-        encoder, detector, _ = parts()
+def test_gradients_of_what_gradient_chose_are_those_of_one_pass() -> None:
+    chosen, encoder, _ = run(EgsConfig(ratio=0.3, strategy="gradient", micro_batch=2))
+    wanted, _ = one_pass(*parts(), chosen)
+    for name, value in wanted.items():
+        assert torch.allclose(encoder[name], value, rtol=1e-10, atol=1e-12), name
+
+
+def test_gradient_needs_features_encoded_afresh() -> None:
+    encoder, detector, clips = parts()
+    with pytest.raises(ConfigError, match="after the detector's backward pass"):
         egs_backward(
             encoder,
             clips,
-            lambda feats, to=detector: {"loss": to(feats).square().sum()},
-            config,
-            generator=torch.Generator().manual_seed(0),
+            lambda feats: {"loss": detector(feats).sum()},
+            EgsConfig(strategy="gradient"),
+            generator=torch.Generator(),
+            known=torch.zeros(VIDEOS, CHANNELS, SNIPPETS).double(),
         )
-        found[name] = torch.cat([value.flatten() for value in gradients(encoder).values()])
-    assert torch.allclose(found["interpolated"], found["all"], rtol=1e-10, atol=1e-12)
-    assert not torch.allclose(found["own"], found["all"], rtol=1e-2)
-
-
-def test_interpolated_and_own_are_the_same_where_all_are_chosen() -> None:
-    _, own, _ = run(EgsConfig(ratio=1.0, micro_batch=3))
-    _, interpolated, _ = run(EgsConfig(ratio=1.0, micro_batch=3, gradient="interpolated"))
-    assert all(torch.equal(own[name], interpolated[name]) for name in own)
-
-
-def test_unknown_gradient_is_refused() -> None:
-    with pytest.raises(ConfigError, match="Use own or interpolated"):
-        EgsConfig(gradient="neighbours")  # type: ignore[arg-type]
