@@ -142,7 +142,10 @@ def _frame_sensitivity(name: str, actions: Sequence[FrameSensitivity]) -> Chart:
         for title, action in zip(titles, actions, strict=True)
         for second in (action.start_sec, action.end_sec)
     ]
-    x = quantity("second", "seconds of the video; lines: start and end", zero=False)
+    x = {
+        **quantity("second", "seconds of the video; lines: start and end", zero=False),
+        "axis": {"tickCount": 6, "labelOverlap": True},
+    }
     chosen = [{"filter": "datum.action === shown"}]
     layers: list[Spec] = [
         {
@@ -156,7 +159,7 @@ def _frame_sensitivity(name: str, actions: Sequence[FrameSensitivity]) -> Chart:
                 "strokeDash": {"field": "part", "type": "nominal", "title": None,
                                "scale": {"domain": ["frame", "class alone"],
                                          "range": [[1, 0], [2, 3]]},
-                               "legend": {"orient": "top"}},
+                               "legend": {"orient": "bottom"}},
                 "tooltip": tips(task="sub-task", part="part", second="second",
                                 value="sensitivity"),
             },
