@@ -13,11 +13,11 @@ import logging
 import os
 import time
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,11 +27,11 @@ from tadpipe.backbones.loading import RANDOM
 from tadpipe.errors import ConfigError, StoreError, TadpipeError, VideoReason
 from tadpipe.location import location
 from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
+from tadpipe.pipeline.extract_units import Unit, units_of
 from tadpipe.pipeline.extract_worker import Job, Sent, close_sessions, extract_group
 from tadpipe.pipeline.local_workers import local_workers
 from tadpipe.pipeline.progress import Progress
 from tadpipe.pipeline.video_files import VideoFile, printable
-from tadpipe.store.content import ContentIndex
 from tadpipe.store.feature_store import HDF5_SUFFIXES, FeatureStore
 from tadpipe.store.ledger import LedgerRow
 
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 MOST_DEATHS = 3  # of workers with the same video, before it is left out
 GROUP_VIDEOS = 8
 GROUP_BYTES = 256e6
-KNOWN_COST = 1 / 32  # of a video that is stored already, in videos to do
 AHEAD = 2  # groups handed out per worker
 LOOK_SEC = 30.0  # without an outcome, until we look whether there are workers at all
 CONNECT_SEC = 10.0
@@ -90,23 +89,6 @@ def extract_on_cluster(
     return report
 
 
-@dataclass
-class _Unit:
-    """What one worker has to do in one go: a video, or several that have the same content."""
-
-    videos: tuple[Sent, ...]
-    is_stored: bool  # as far as is known without reading the file
-    deaths: int = 0
-
-    @property
-    def cost(self) -> float:
-        return KNOWN_COST if self.is_stored else 1.0
-
-    @property
-    def bytes(self) -> int:
-        return 0 if self.is_stored else self.videos[0].size_bytes or 0
-
-
 class _ClusterRun:
     """One pass over the videos with whatever workers there are."""
 
@@ -116,9 +98,9 @@ class _ClusterRun:
         self.store = store
         self.progress = progress
         self.outcomes: dict[Path, VideoOutcome] = {}
-        self._waiting: deque[_Unit] = deque()
-        self._handed_out: dict[Future, list[_Unit]] = {}
-        self._units: dict[Path, _Unit] = {}
+        self._waiting: deque[Unit] = deque()
+        self._handed_out: dict[Future, list[Unit]] = {}
+        self._units: dict[Path, Unit] = {}
         self._done = self._completed()
         self._plugin = f"tadpipe-{uuid.uuid4().hex}"
         self._address = str(client.scheduler_info()["address"])
@@ -130,7 +112,7 @@ class _ClusterRun:
         self._ask(lambda: self.client.register_plugin(_CommitAtExit(), name=self._plugin))
         self.progress.begin("extract", len(files), "video")
         try:
-            self._waiting.extend(_units(files, self.store, self.job.spec.fid))
+            self._waiting.extend(units_of(files, self.store, self.job.spec.fid))
             while self._waiting:
                 self._work_off()
                 self._commit()
@@ -150,7 +132,7 @@ class _ClusterRun:
             future, outcome = self._next_outcome()
             self._take(future, self._handed_out.pop(future), outcome)
 
-    def _next_group(self, workers: int) -> list[_Unit]:
+    def _next_group(self, workers: int) -> list[Unit]:
         """Large groups first, small ones towards the end; whatever failed before goes alone."""
         room = min(GROUP_VIDEOS, max(1, len(self._waiting) // (2 * AHEAD * workers)))
         group = [self._waiting.popleft()]
@@ -164,7 +146,7 @@ class _ClusterRun:
             group.append(self._waiting.popleft())
         return group
 
-    def _hand_out(self, group: list[_Unit]) -> None:
+    def _hand_out(self, group: list[Unit]) -> None:
         sent = [video for unit in group for video in unit.videos]
         key = f"tadpipe-extract-{uuid.uuid4().hex}"
         future = self.client.submit(extract_group, self.job, sent, key=key, pure=False)
@@ -192,7 +174,7 @@ class _ClusterRun:
             timeout=LOOK_SEC,
         )
 
-    def _take(self, future: Future, group: list[_Unit], outcome: Any) -> None:
+    def _take(self, future: Future, group: list[Unit], outcome: Any) -> None:
         if future.cancelled():
             raise self._lost()
         if future.status == "finished":
@@ -213,7 +195,7 @@ class _ClusterRun:
             reason = VideoReason.OUT_OF_MEMORY if memory else VideoReason.WORKER_DIED
             self._failed(group, 1, reason, what)
 
-    def _record(self, group: list[_Unit], outcomes: Sequence[VideoOutcome]) -> None:
+    def _record(self, group: list[Unit], outcomes: Sequence[VideoOutcome]) -> None:
         """Note what came of the videos; whatever a leaving worker left over goes back."""
         found: dict[str, deque[VideoOutcome]] = {}
         for outcome in outcomes:
@@ -226,7 +208,7 @@ class _ClusterRun:
                 else:
                     left.append(sent)
             if left:
-                self._waiting.appendleft(_Unit(tuple(left), unit.is_stored, unit.deaths))
+                self._waiting.appendleft(Unit(tuple(left), unit.is_stored, unit.deaths))
 
     def _note(self, sent: Sent, outcome: VideoOutcome) -> None:
         is_new = sent.file.path not in self.outcomes
@@ -237,7 +219,7 @@ class _ClusterRun:
             rate = self._rows / max(time.monotonic() - self._started, 1e-9)
             self.progress.advance(note=f"{rate:.0f} snippets/s")
 
-    def _failed(self, group: list[_Unit], deaths: int, reason: VideoReason, message: str) -> None:
+    def _failed(self, group: list[Unit], deaths: int, reason: VideoReason, message: str) -> None:
         """Give the group out again, each unit alone, but for those that had their chances."""
         lost: list[VideoOutcome] = []
         for unit in reversed(group):
@@ -365,38 +347,6 @@ def _check(store: str, workers: int | None, scheduler: str | None) -> None:
             store,
             "Extract into a .zarr store, or leave --workers and --scheduler out.",
         )
-
-
-def _units(files: Sequence[VideoFile], store: FeatureStore, fid: str) -> list[_Unit]:
-    """The videos as they are handed out; the names of one content stay together.
-
-    Only files of equal size can be copies, so that no other is read here.
-    """
-    index = ContentIndex(store.path)
-    sent = [_sent(file) for file in files]
-    sizes = Counter(each.size_bytes for each in sent)
-    units: dict[str, _Unit] = {}
-    for each in sent:
-        path = each.file.path
-        content = None
-        if each.size_bytes is not None:
-            with suppress(OSError):  # the worker says what is wrong with it
-                content = index.known(path)
-                if content is None and sizes[each.size_bytes] > 1:
-                    content = index.sha256(path)
-        unit = units.setdefault(content or str(path), _Unit((), False))
-        unit.videos = (*unit.videos, each)
-        unit.is_stored = content is not None and store.has_content(fid, content)
-    return list(units.values())
-
-
-def _sent(file: VideoFile) -> Sent:
-    path = Path(os.path.abspath(file.path))
-    try:
-        size_bytes = os.stat(path).st_size if os.access(path, os.R_OK) else None
-    except OSError:
-        size_bytes = None
-    return Sent(VideoFile(path, file.name), size_bytes)
 
 
 @contextmanager
