@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tadpipe.pipeline.extract import extract
-from tadpipe.store import ledger
 from tadpipe.store.feature_store import FeatureStore
 from tests.corpus import make_bad_videos, no_read_override
 
@@ -48,7 +47,7 @@ def test_every_broken_file_is_recorded_and_the_run_goes_on(tmp_path: Path, suffi
         else:
             assert outcomes[alias].status in ("done", "reused")
             assert len(store[alias]) == expected
-    rows = {row.name: row for _, row in ledger.read(store.backend.ledger)}
+    rows = {row.name: row for _, row in store.backend.attempts()}
     assert set(rows) == set(outcomes)
     assert all(rows[name].reason == outcomes[name].reason for name in rows)
     assert "name_\\xff\\xfe_not_utf8" not in report.text()  # only failed videos are listed
