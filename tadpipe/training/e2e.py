@@ -277,7 +277,7 @@ class E2ELearner:
         done = egs_backward(
             self.encoder,
             clips,
-            lambda features: self._losses(batch, features),
+            lambda features: self.losses(batch, features),
             self.config.egs,
             generator=generator_of(self.seed, step, EGS_DRAWS),
             known=self._known(batch, clips),
@@ -302,11 +302,11 @@ class E2ELearner:
         with autocast(self.device, self.training.amp):
             maps = self.backbone.feature_map(clips.take(videos, places), count)  # [B*k, C, t, h, w]
         steps = maps.float().mean(dim=(3, 4)).flatten(1).unflatten(0, (-1, count))  # [B, k, C * t]
-        terms = self._losses(batch, steps.transpose(1, 2))
+        terms = self.losses(batch, steps.transpose(1, 2))
         scale(torch.stack(list(terms.values())).sum()).backward()
         return terms
 
-    def _losses(self, batch: PixelBatch, features: Tensor) -> dict[str, Tensor]:
+    def losses(self, batch: PixelBatch, features: Tensor) -> dict[str, Tensor]:
         """The detector's losses of clip features [B, C or C * t, M]."""
         valid = torch.tensor([window.valid for window in batch.windows])
         mask = (torch.arange(self.window_len) < valid[:, None]).to(self.device)  # [B, T]
