@@ -99,7 +99,7 @@ class ClipLanes:
         """Put a video's clips into the line; what went wrong."""
         video.started = time.monotonic()
         try:
-            for _, ring in iter_clips(source.frames(video), self.plan):
+            for _, ring in iter_clips(source.frames(video, self.plan), self.plan):
                 video.clips_cut += 1
                 self._line.put(Cut(video, ring))
             source.settle(video, self.plan.span_frames)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import compress
 from typing import TypeVar
 
 import numpy as np
@@ -21,9 +22,11 @@ from tadpipe.pipeline.video_files import VideoFile, printable
 from tadpipe.store.row_buffer import RowBuffer
 from tadpipe.video.process import DecodeProcess
 from tadpipe.video.rate import nearest_frames, pick
-from tadpipe.video.reader import VideoProbe
+from tadpipe.video.reader import SKIPPED, VideoProbe
+from tadpipe.video.snippets import SnippetPlan
 
 PREPARE_FRAMES = 16  # frames whose pixels are prepared in one call; the bits do not depend on it
+NOT_USED = torch.empty(0)  # stands for a frame that no clip holds
 Prepare = Callable[[Tensor], Tensor]  # uint8 [T, H, W, 3 or 2] -> [T, 3 or 2, S, S] on the device
 Item = TypeVar("Item")
 
@@ -81,22 +84,40 @@ class FrameSource:
         self.flow = flow
         self.pinned = pinned
 
-    def frames(self, video: VideoRows) -> Iterator[Tensor]:
-        """Pictures [3, S, S] in order; `video` learns its probe and its counts on the way."""
+    def frames(self, video: VideoRows, plan: SnippetPlan | None = None) -> Iterator[Tensor]:
+        """Pictures [3, S, S] in order; `video` learns its probe and its counts on the way.
+
+        Args:
+            plan: the clips that are cut of them; frames between clips then come as NOT_USED.
+        """
         video.probe = self.decoder.probe(video.file.path)
-        frames: Iterable[np.ndarray] = self._counted(video)
+        by_file = plan if self.fps is None and self.flow is None else None
+        frames: Iterable[np.ndarray] = self._counted(video, by_file)
         if self.fps is not None:
             video.probe, indices = resampled(video.probe, self.fps)
             frames = pick(frames, indices)
         if self.flow is not None:
             frames = self.flow.pictures(video.file, frames)
         for group in in_blocks(frames, PREPARE_FRAMES):
+            first = video.frames_used
             video.frames_used += len(group)
-            block = torch.empty(
-                (len(group), *group[0].shape), dtype=torch.uint8, pin_memory=self.pinned
-            )
-            np.stack(group, out=block.numpy())
-            yield from self.prepare(block)
+            wanted = [
+                frame is not SKIPPED and (plan is None or plan.uses(first + i))
+                for i, frame in enumerate(group)
+            ]
+            prepared = iter(self._prepared(list(compress(group, wanted))))
+            for is_wanted in wanted:
+                yield next(prepared) if is_wanted else NOT_USED
+
+    def _prepared(self, frames: list[np.ndarray]) -> Iterable[Tensor]:
+        """uint8 [H, W, 3] each -> [3, S, S] each."""
+        if not frames:
+            return ()
+        block = torch.empty(
+            (len(frames), *frames[0].shape), dtype=torch.uint8, pin_memory=self.pinned
+        )
+        np.stack(frames, out=block.numpy())
+        return self.prepare(block)
 
     def settle(self, video: VideoRows, span_frames: int) -> None:
         """Make the probe speak of the frames that were there, once they all came.
@@ -120,10 +141,10 @@ class FrameSource:
             times = tuple(video.probe.times_sec[:used])
             video.probe = replace(video.probe, frames=used, times_sec=times)
 
-    def _counted(self, video: VideoRows) -> Iterator[np.ndarray]:
+    def _counted(self, video: VideoRows, plan: SnippetPlan | None) -> Iterator[np.ndarray]:
         """The decoder's frames; the end of a truncated file is kept or an error, as asked."""
         try:
-            for frame in self.decoder.frames(video.file.path):
+            for frame in self.decoder.frames(video.file.path, plan):
                 video.frames_decoded += 1
                 yield frame
         except VideoError as error:

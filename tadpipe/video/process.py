@@ -25,7 +25,8 @@ import numpy as np
 from tadpipe.errors import ConfigError, TadpipeError, VideoError, VideoReason
 from tadpipe.video.messages import LineChannel, Message, error_from_json, probe_from_json
 from tadpipe.video.packets import PathLike, VideoProbe, check_readable, shown
-from tadpipe.video.reader import DECODERS, Decoder
+from tadpipe.video.reader import DECODERS, SKIPPED, Decoder
+from tadpipe.video.snippets import SnippetPlan
 
 LOG = logging.getLogger(__name__)
 
@@ -109,10 +110,13 @@ class DecodeProcess:
             raise
         return probe_from_json(answer["probe"])
 
-    def frames(self, path: PathLike) -> Iterator[np.ndarray]:
+    def frames(self, path: PathLike, plan: SnippetPlan | None = None) -> Iterator[np.ndarray]:
         """As `reader.open_frames`, in the child; every frame is the caller's own copy.
 
         An iterator that is dropped, or that another call overtakes, ends its video there.
+
+        Args:
+            plan: the clips that the frames are for; those between clips may come as SKIPPED.
 
         Raises:
             VideoError: also DECODE_TIMEOUT, WORKER_DIED and OUT_OF_MEMORY.
@@ -120,13 +124,19 @@ class DecodeProcess:
         check_readable(path)
         self._give_up_current()
         self.delivered = None
-        command = {"do": "frames", "path": os.fspath(path), "decoder": self.decoder}
+        command = {
+            "do": "frames",
+            "path": os.fspath(path),
+            "decoder": self.decoder,
+            "plan": _skipping(plan),
+        }
         try:
             shape: tuple[int, int, int] = tuple(self._ask(command, path)["start"])
             assert self._child
             token = self._reading = object()
             ring = self._child.map_ring(shape, self.ring_bytes)
             taken: list[int] = []
+            skipped = 0
             while True:
                 if self._reading is not token:
                     raise ConfigError(
@@ -134,7 +144,14 @@ class DecodeProcess:
                         shown(path),
                         "Use one DecodeProcess for each video that is read at the same time.",
                     )
+                if skipped:
+                    skipped -= 1
+                    yield SKIPPED
+                    continue
                 message = self._next_message(path, taken)
+                skipped = message.get("skipped", 0)
+                if skipped:
+                    continue
                 if "frame" not in message:
                     break
                 frame = ring[message["frame"]].copy()
@@ -300,6 +317,13 @@ class _Child:
         self._errors.seek(0)
         lines = self._errors.read()[-4096:].decode(errors="replace").strip().splitlines()
         return f"{ended}, {lines[-1]}" if lines else ended
+
+
+def _skipping(plan: SnippetPlan | None) -> list[int] | None:
+    """The numbers by which the child knows the frames between clips; None where there are none."""
+    if plan is None or all(plan.uses(frame) for frame in range(plan.stride)):
+        return None
+    return [plan.clip_len, plan.frame_interval, plan.stride]
 
 
 def _end_child(process: subprocess.Popen[bytes], owner_pid: int) -> None:

@@ -40,6 +40,8 @@ SMALL_PIXELS = 640 * 480  # up to this size one thread decodes faster than anyth
 MOST_THREADS = 4
 DECORD_MOST_BYTES = 1 << 30  # decord may hold a whole decoded video
 USE_PYAV = "Use --decoder pyav."
+Uses = Callable[[int], bool]
+SKIPPED = np.empty((0, 0, 3), dtype=np.uint8)  # stands for a frame that nobody needs
 
 
 def probe(path: PathLike) -> VideoProbe:
@@ -52,29 +54,37 @@ def probe(path: PathLike) -> VideoProbe:
 
 
 def open_frames(
-    path: PathLike, decoder: Decoder = "pyav", *, scan: PacketScan | None = None
+    path: PathLike,
+    decoder: Decoder = "pyav",
+    *,
+    scan: PacketScan | None = None,
+    uses: Uses | None = None,
 ) -> FrameStream:
     """Iterate over the frames of a video, [H, W, 3] uint8 each.
 
     Args:
         scan: the packets-only pass of this file, if it was made already.
+        uses: says by its number whether a frame is needed; the others may come as SKIPPED, which
+            saves their colours' conversion.
     Raises:
         VideoError: at once when the file cannot be read; TRUNCATED or DECODE_ERROR after the last
             frame that can be decoded.
         ConfigError: unknown decoder, or decord is not installed.
     """
-    return FrameStream(path, decoder, scan if scan is not None else scan_packets(path))
+    return FrameStream(path, decoder, scan if scan is not None else scan_packets(path), uses)
 
 
 class FrameStream(Iterator[np.ndarray]):
     """The frames of one video, and what became known about them while decoding."""
 
-    def __init__(self, path: PathLike, decoder: Decoder, scan: PacketScan) -> None:
+    def __init__(
+        self, path: PathLike, decoder: Decoder, scan: PacketScan, uses: Uses | None = None
+    ) -> None:
         self.scan = scan
         self.probe = scan.probe()
         self._ticks: list[int] = []  # of the frames delivered; left empty by decord
         sources: dict[str, Callable[[], Iterator[np.ndarray]]] = {
-            "pyav": lambda: _pyav_frames(path, scan, self._ticks),
+            "pyav": lambda: _pyav_frames(path, scan, self._ticks, uses),
             "decord": lambda: _decord_frames(path, scan, self.probe),
         }
         if decoder not in sources:
@@ -169,7 +179,9 @@ class _Upright:
         return picture
 
 
-def _pyav_frames(path: PathLike, scan: PacketScan, ticks: list[int]) -> Iterator[np.ndarray]:
+def _pyav_frames(
+    path: PathLike, scan: PacketScan, ticks: list[int], uses: Uses | None
+) -> Iterator[np.ndarray]:
     """Decode in order; `ticks` receives the time stamps of the frames, in the decoder's order."""
     upright = _Upright(scan)
     with open_video(path) as (container, stream):
@@ -177,7 +189,7 @@ def _pyav_frames(path: PathLike, scan: PacketScan, ticks: list[int]) -> Iterator
             # A stream without a clock takes the times of the scan.
             position = min(len(ticks), len(scan.ticks) - 1)
             ticks.append(scan.ticks[position] if frame.pts is None else frame.pts)
-            yield upright(frame)
+            yield upright(frame) if uses is None or uses(len(ticks) - 1) else SKIPPED
     reached = max(ticks, default=scan.first_tick - 1)
     if scan.truncated or reached < scan.ticks[-1]:
         raise _truncated(path, len(ticks), scan)

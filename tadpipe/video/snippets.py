@@ -77,6 +77,14 @@ class SnippetPlan:
         indices = starts + self.frame_interval * np.arange(self.clip_len)
         return np.clip(indices, 0, max(n_frames - 1, 0)).astype(np.int64)
 
+    def uses(self, frame: int) -> bool:
+        """Whether a clip may hold this frame; always, where the last frame may be repeated."""
+        if self.anchor != "start":
+            return True
+        return any(
+            (frame - k * self.frame_interval) % self.stride == 0 for k in range(self.clip_len)
+        )
+
     def row_times(self, probe: VideoProbe) -> np.ndarray:
         """Presentation time of frame i * stride + offset, from the time stamps; float64 [rows]."""
         positions = self.offset_frames + self.stride * np.arange(self.rows(probe.frames))

@@ -20,9 +20,11 @@ import numpy as np
 from tadpipe.errors import TadpipeError, VideoError, VideoReason
 from tadpipe.video.messages import LineChannel, Message, error_to_json, probe_to_json
 from tadpipe.video.packets import PacketScan, scan_packets, shown
-from tadpipe.video.reader import FrameStream, open_frames
+from tadpipe.video.reader import SKIPPED, FrameStream, open_frames
+from tadpipe.video.snippets import SnippetPlan
 
 PARENT_CHECK_SEC = 1.0
+MOST_SKIPPED = 16  # frames that one message speaks of
 
 
 class _Stopped(Exception):
@@ -64,7 +66,8 @@ class Worker:
             self.channel.send({"probe": probe_to_json(self._scan(command["path"]).probe())})
         elif command["do"] == "frames":
             path = command["path"]
-            stream = open_frames(path, command["decoder"], scan=self._scan(path))
+            uses = None if command["plan"] is None else SnippetPlan("start", *command["plan"]).uses
+            stream = open_frames(path, command["decoder"], scan=self._scan(path), uses=uses)
             try:
                 self._deliver(stream, path)
             finally:
@@ -111,12 +114,23 @@ class Worker:
 
     def _fill(self, stream: FrameStream, ring: np.ndarray) -> None:
         free = list(range(len(ring)))
-        for frame in stream:
-            while not free or self.channel.has_line:
-                free += self._receive()["free"]
-            slot = free.pop()
-            ring[slot] = frame
-            self.channel.send({"frame": slot})
+        skipped = 0  # since the last message
+        try:
+            for frame in stream:
+                needs_slot = frame is not SKIPPED
+                while (needs_slot and not free) or self.channel.has_line:
+                    free += self._receive()["free"]
+                skipped += not needs_slot
+                if skipped and (needs_slot or skipped == MOST_SKIPPED):
+                    self.channel.send({"skipped": skipped})
+                    skipped = 0
+                if needs_slot:
+                    slot = free.pop()
+                    ring[slot] = frame
+                    self.channel.send({"frame": slot})
+        finally:
+            if skipped:
+                self.channel.send({"skipped": skipped})
 
     def _receive(self) -> Message:
         message = self.channel.receive(None)

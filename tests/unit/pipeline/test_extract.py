@@ -52,14 +52,19 @@ def clip_by_clip(path: Path, plan: SnippetPlan) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("anchor", ["start", "centre", "cell"])
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize(("batch", "stride"), [(1, 4), (5, 4), (1, 23)])
 def test_features_equal_the_clip_by_clip_loop_bit_for_bit(
-    videos: Path, tmp_path: Path, anchor: Literal["start", "centre", "cell"], batch: int
+    videos: Path,
+    tmp_path: Path,
+    anchor: Literal["start", "centre", "cell"],
+    batch: int,
+    stride: int,
 ) -> None:
     store = tmp_path / "s.zarr"
-    extract([videos], store=store, anchor=anchor, batch=batch, feature_dtype="float32", **SETTINGS)
+    settings = {**SETTINGS, "stride": stride, "feature_dtype": "float32"}
+    extract([videos], store=store, anchor=anchor, batch=batch, **settings)
     for path in sorted(videos.iterdir()):
-        expected = clip_by_clip(path, SnippetPlan(anchor, 16, 1, 4))
+        expected = clip_by_clip(path, SnippetPlan(anchor, 16, 1, stride))
         stored = FeatureStore.open(store)[path.stem][:]
         assert np.array_equal(stored, expected)
 

@@ -18,7 +18,8 @@ import pytest
 
 from tadpipe.errors import ConfigError, VideoError, VideoReason
 from tadpipe.video.process import DecodeProcess
-from tadpipe.video.reader import open_frames, probe
+from tadpipe.video.reader import SKIPPED, open_frames, probe
+from tadpipe.video.snippets import SnippetPlan
 from tests.corpus import frame_number, make_video, uneven_times
 
 ROOT = Path(__file__).parents[3]
@@ -57,6 +58,16 @@ def test_frames_and_probe_equal_those_of_the_reader(decoder: DecodeProcess, vide
     for frame, expected in zip(decoder.frames(video), open_frames(video), strict=True):
         np.testing.assert_array_equal(frame, expected)
     assert decoder.probe(video) == probe(video)
+
+
+def test_frames_between_clips_come_as_skipped(decoder: DecodeProcess, video: Path) -> None:
+    plan = SnippetPlan("start", clip_len=2, stride=30)
+    delivered = list(decoder.frames(video, plan))
+    assert len(delivered) == FRAMES
+    for number, frame in enumerate(delivered):
+        assert frame is SKIPPED if number % 30 > 1 else frame_number(frame) == number
+    everything = SnippetPlan("centre", clip_len=2, stride=30)  # may repeat the last frame
+    assert numbers(decoder.frames(video, everything)) == list(range(FRAMES))
 
 
 def test_variable_rate_probe_survives_the_pipe(decoder: DecodeProcess, tmp_path: Path) -> None:

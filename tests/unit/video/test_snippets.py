@@ -96,6 +96,17 @@ def test_one_pass_gives_the_indices_of_the_plan(plan: SnippetPlan, n_frames: int
         assert expected.max() < n_frames
 
 
+@given(plans, st.integers(1, 200))
+def test_frames_that_a_plan_does_not_use_are_in_no_clip(plan: SnippetPlan, n_frames: int) -> None:
+    held = set(plan.frame_indices(n_frames).flatten().tolist())
+    assert all(plan.uses(frame) for frame in held)
+
+
+def test_frames_between_clips_are_not_used() -> None:
+    plan = SnippetPlan("start", clip_len=3, frame_interval=2, stride=8)
+    assert [frame for frame in range(16) if plan.uses(frame)] == [0, 2, 4, 8, 10, 12]
+
+
 @settings(max_examples=60, deadline=None)
 @given(plan=plans, n_frames=st.integers(1, 120))
 def test_clip_comes_with_its_last_frame_and_the_ring_stays_bounded(
