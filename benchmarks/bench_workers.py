@@ -5,7 +5,7 @@ The ceiling is measured in the same run: the same films decoded by two plain pro
 no tadpipe around them. Rounds alternate, so that other load on the machine meets all alike; rates
 of extraction are taken from the ledger, between the start of the first video and the end of the
 last, so that starting Python counts for nobody; `command_sec` has it all.
-Run: python benchmarks/bench_workers.py [--films 12] [--frames 900] [--rounds 3] [--json PATH]
+Run: python benchmarks/bench_workers.py [--films 24] [--frames 3600] [--rounds 2] [--json PATH]
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ for path in sys.argv[1:]:
 print(count, started, time.monotonic())
 """
 SETTINGS = ["--backbone", "videomae-tiny", "--weights", "random", "--device", "cpu"]
-STRIDE = "120"
+STRIDE = "1200"
 
 
 def decode(films: list[Path], processes: int) -> float:
@@ -86,9 +86,9 @@ def extract(folder: Path, workers: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--films", type=int, default=12)
-    parser.add_argument("--frames", type=int, default=900)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--films", type=int, default=24)
+    parser.add_argument("--frames", type=int, default=3600)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rates: dict[str, list[float]] = {}
