@@ -129,6 +129,18 @@ def test_normalisation_after_float_resize_uses_the_0_to_1_scale() -> None:
     assert torch.allclose(pixels[0].double(), red, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("height", "width", "side"), [(37, 53, 32), (240, 320, 64), (31, 45, 96)])
+def test_colours_side_by_side_in_memory_resize_to_the_same_bits(
+    height: int, width: int, side: int, antialias: bool
+) -> None:
+    interleaved = frames(3, height, width).float().div_(255.0).permute(0, 3, 1, 2)
+    planes = interleaved.contiguous()
+    assert not interleaved.is_contiguous()
+    expected = resize_float(planes, (side, side), antialias=antialias)
+    assert torch.equal(resize_float(interleaved, (side, side), antialias=antialias), expected)
+
+
 def test_bgr_recipe_swaps_red_and_blue() -> None:
     source = frames()
     rgb = prepare(source, PixelRecipe(size=32), "cpu")
