@@ -127,10 +127,17 @@ class _ClusterRun:
         """Keep every worker busy, and no more than a little ahead, until nothing waits."""
         while self._waiting or self._handed_out:
             workers = max(self._workers(), 1)  # a cluster may start workers as there is work
-            while self._waiting and len(self._handed_out) < AHEAD * workers:
+            while (
+                self._waiting and len(self._handed_out) < AHEAD * workers and self._may_hand_out()
+            ):
                 self._hand_out(self._next_group(workers))
             future, outcome = self._next_outcome()
             self._take(future, self._handed_out.pop(future), outcome)
+
+    def _may_hand_out(self) -> bool:
+        """Suspects have the cluster for themselves: a death takes whatever waits on that worker."""
+        suspects = any(unit.deaths for group in self._handed_out.values() for unit in group)
+        return not suspects and not (self._waiting[0].deaths and self._handed_out)
 
     def _next_group(self, workers: int) -> list[Unit]:
         """Large groups first, small ones towards the end; whatever failed before goes alone."""
@@ -182,8 +189,8 @@ class _ClusterRun:
             return
         _, error, trace = outcome
         if isinstance(error, KilledWorker):
-            # Alone, every death was this video's; in a group it may have been another's.
-            deaths = 1 + error.allowed_failures if len(group) == 1 else 1
+            # A suspect was alone, so that every death was its own; before, it may be another's.
+            deaths = 1 + error.allowed_failures if group[0].deaths else 1
             logger.warning("a worker died; what it was doing is given to another")
             self._failed(group, deaths, VideoReason.WORKER_DIED, "its worker process died")
         elif isinstance(error, TadpipeError):
