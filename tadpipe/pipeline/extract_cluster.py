@@ -182,7 +182,7 @@ class _ClusterRun:
         )
 
     def _take(self, future: Future, group: list[Unit], outcome: Any) -> None:
-        if future.cancelled():
+        if future.status not in ("finished", "error"):  # cancelled, or its scheduler is gone
             raise self._lost()
         if future.status == "finished":
             self._record(group, outcome)
