@@ -63,7 +63,7 @@ class ExtractRun:
         self.lock = threading.RLock()  # of the store and what is known of it here
         self.meter = RunMeter(
             batches,
-            store.backend.work / "ledger",
+            store.backend.tell,
             writer.writer_id,
             report.fid,
             knows_all=knows_all,

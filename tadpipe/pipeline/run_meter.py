@@ -8,14 +8,13 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol
 
+from tadpipe.errors import StoreError
 from tadpipe.pipeline.extract_report import VideoOutcome
 from tadpipe.pipeline.frame_source import VideoRows
-from tadpipe.store import run_progress
 from tadpipe.store.run_progress import RunProgress
 
 logger = logging.getLogger(__name__)
@@ -35,15 +34,21 @@ class RunMeter:
     """Counts what a writer does.
 
     Args:
-        folder: of the ledger.
+        tell: keeps a writer's state where others can read it (`Backend.tell`).
         knows_all: whether the videos it is told of are all there will be.
     """
 
     def __init__(
-        self, runner: Counted, folder: Path, writer_id: str, fid: str, *, knows_all: bool
+        self,
+        runner: Counted,
+        tell: Callable[[RunProgress], None],
+        writer_id: str,
+        fid: str,
+        *,
+        knows_all: bool,
     ) -> None:
         self.runner = runner
-        self.folder = folder
+        self.tell = tell
         self.writer_id = writer_id
         self.fid = fid
         self.knows_all = knows_all
@@ -107,8 +112,8 @@ class RunMeter:
     def _write(self, progress: RunProgress) -> bool:
         """Whether it could be written; a run does not end because nobody can watch it."""
         try:
-            run_progress.write(self.folder, progress)
-        except OSError as error:
+            self.tell(progress)
+        except (OSError, StoreError) as error:
             logger.warning("no progress for `store status`: %s", error)
             return False
         return True

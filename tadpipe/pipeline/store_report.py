@@ -14,7 +14,6 @@ from tadpipe.location import location
 from tadpipe.pipeline.extract_recipes import recipes_of
 from tadpipe.pipeline.video_files import printable
 from tadpipe.registry import nearest
-from tadpipe.store import run_progress
 from tadpipe.store import verify as store_verify
 from tadpipe.store.cleanup import GRACE_SEC
 from tadpipe.store.feature_store import FeatureStore
@@ -131,7 +130,7 @@ def verify_text(report: Report) -> str:
 def status(path: Path) -> Report:
     """How far extraction into a store is: all that was ever done, and what each writer does now."""
     store = FeatureStore.open(path)
-    writers = list(run_progress.read(store.backend.work / "ledger"))
+    writers = store.backend.told()
     now_unix_sec = time.time()
     return {
         "path": str(location(path)),

@@ -17,10 +17,11 @@ import numpy as np
 
 from tadpipe.errors import ConfigError, StoreError
 from tadpipe.location import Location
-from tadpipe.store import ledger
+from tadpipe.store import ledger, run_progress
 from tadpipe.store.commits import Commit, encode
 from tadpipe.store.ledger import LedgerRow
 from tadpipe.store.metadata import FeatureSpec
+from tadpipe.store.run_progress import RunProgress
 from tadpipe.store.shards import Flaw, parse_metadata
 from tadpipe.store.spool import FinishedVideo
 
@@ -202,6 +203,18 @@ class Backend(ABC):
     def ledger_lines(self) -> list[ledger.Line]:
         """Every attempt as its line of the ledger, oldest first."""
         return ledger.read_lines((self.work / "ledger").glob("*.jsonl"))
+
+    def tell(self, progress: RunProgress) -> None:
+        """Keep what a writer says of itself, in place of what it said before.
+
+        Raises:
+            OSError, StoreError: it cannot be kept.
+        """
+        run_progress.write(self.work / "ledger", progress)
+
+    def told(self) -> list[RunProgress]:
+        """What every writer said last, the one first that began first."""
+        return run_progress.read((self.work / "ledger").glob(f"*{run_progress.SUFFIX}"))
 
     def attempts(self) -> Iterator[tuple[str, LedgerRow]]:
         """(fid, row) of every attempt, oldest first."""

@@ -37,6 +37,7 @@ from tadpipe.store.metadata import FeatureSpec
 from tadpipe.store.object_ledger import ObjectLedger
 from tadpipe.store.object_part import PartObjects
 from tadpipe.store.objects import Objects
+from tadpipe.store.run_progress import RunProgress
 from tadpipe.store.shards import Flaw
 from tadpipe.store.spool import FinishedVideo, is_alive
 
@@ -241,6 +242,12 @@ class ObjectFolder(Backend):
 
     def ledger_lines(self) -> list[Line]:
         return self._ledger.lines()
+
+    def tell(self, progress: RunProgress) -> None:
+        self._ledger.tell(progress)
+
+    def told(self) -> list[RunProgress]:
+        return self._ledger.told()
 
     def _make_group(self, key: str, attributes: Mapping[str, Any]) -> None:
         if key not in self._groups:

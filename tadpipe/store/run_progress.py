@@ -1,7 +1,8 @@
 """How far a run that writes to a store is, for whoever asks from another terminal.
 
 Each writer keeps one small file beside its ledger up to date, `ledger/<writer>.progress.json`, and
-leaves it as its last word. Nothing else depends on it.
+leaves it as its last word; on object storage every few seconds (object_ledger.py). Nothing else
+depends on it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,10 @@ def write(folder: Path, progress: RunProgress) -> None:
     os.replace(temporary, path)
 
 
-def read(folder: Path) -> Iterator[RunProgress]:
-    """What every writer said last, oldest first."""
+def read(paths: Iterable[Path]) -> list[RunProgress]:
+    """What writers said last, the one first that began first."""
     found = []
-    for path in folder.glob(f"*{SUFFIX}"):
+    for path in paths:
         try:
             values: dict[str, Any] = json.loads(path.read_bytes())
             found.append(RunProgress(**values))
@@ -106,7 +107,7 @@ def read(folder: Path) -> Iterator[RunProgress]:
             continue
         except (ValueError, TypeError):
             logger.warning("%s: unreadable progress left out", path)
-    yield from sorted(found, key=lambda progress: progress.began_unix_sec)
+    return sorted(found, key=lambda progress: progress.began_unix_sec)
 
 
 def rates_text(progress: RunProgress) -> str:

@@ -99,6 +99,26 @@ def test_status_shows_a_run_that_is_at_work(videos: Path, tmp_path: Path) -> Non
     assert [(w["state"], w["done"]) for w in after["writers"]] == [("ended", 2)]
 
 
+def test_status_on_another_machine_shows_a_run_into_an_object_store(
+    videos: Path, tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = f"{s3_bucket}/s.zarr"
+    seen: list[dict[str, Any]] = []
+
+    def elsewhere() -> dict[str, Any]:
+        with monkeypatch.context() as machine:
+            machine.setenv("TADPIPE_WORK", str(tmp_path / "other machine"))
+            return store_report.status(store)
+
+    class Look(Silent):
+        def advance(self, units: int = 1, note: str = "") -> None:
+            seen.append(elsewhere())
+
+    extract([videos], store=store, progress=Look(), **SETTINGS)
+    assert seen[0]["running"]["writers"] == 1
+    assert [(w["state"], w["done"]) for w in elsewhere()["writers"]] == [("ended", 2)]
+
+
 def test_status_adds_up_writers_and_names_the_silent_one(videos: Path, tmp_path: Path) -> None:
     extract([videos], store=tmp_path / "s.zarr", **SETTINGS)
     folder = FeatureStore.open(tmp_path / "s.zarr").backend.work / "ledger"
