@@ -116,12 +116,15 @@ def decode(raw: bytes, place: str) -> Commit:
 
 
 def decode_lines(raw: bytes, place: str) -> Iterator[Commit]:
-    """The commits of a catalogue; damaged lines are logged and left out: it is derived."""
+    """The commits of a catalogue without its damaged lines: these are read from their own place.
+
+    A catalogue is derived, and one that others append to this moment may end in half a line.
+    """
     for number, line in enumerate(raw.splitlines(), start=1):
         try:
             yield decode(line, f"{place}:{number}")
         except StoreError as error:
-            logger.warning("%s", error)
+            logger.info("left out of a catalogue: %s", error)
 
 
 def _checksum(raw: bytes) -> str:
