@@ -46,6 +46,10 @@ class StoreError(TadpipeError, OSError):
         return TadpipeError.__str__(self)
 
 
+class NoAnswerError(StoreError):
+    """Storage that does not answer, or refuses to: nothing follows about what it holds."""
+
+
 class CheckpointError(TadpipeError, ValueError):
     """Weights that cannot be read or do not fit the model."""
 

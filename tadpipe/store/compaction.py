@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tadpipe.errors import StoreError
+from tadpipe.errors import NoAnswerError, StoreError
 from tadpipe.store.backend import Backend
 from tadpipe.store.catalogue import Catalogue
 from tadpipe.store.commits import COLUMNS, Commit
@@ -169,6 +169,8 @@ def _rewrite(store: OpenStore, fid: str, group: _Group) -> list[str]:
     for row in sorted(group.videos, key=lambda row: (row.part, row.first_row)):
         try:
             loaded.append(load_video(backend, fid, row))
+        except NoAnswerError:
+            raise
         except StoreError:
             damaged.append(row.name)
     if damaged:

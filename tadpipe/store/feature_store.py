@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tadpipe.errors import ConfigError, StoreError
+from tadpipe.errors import ConfigError, NoAnswerError, StoreError
 from tadpipe.location import Address, Location, location
 from tadpipe.registry import nearest
 from tadpipe.store.backend import Backend, PartRows
@@ -219,6 +219,8 @@ class FeatureStore:
         factor = 1 if stride is None else stride // spec.stride
         try:
             return FeatureView(self, spec, videos[name], factor, fid)
+        except NoAnswerError:
+            raise
         except StoreError:
             moved = self.moved(fid, videos[name])
             if moved is None:

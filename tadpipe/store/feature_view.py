@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tadpipe.errors import StoreError
+from tadpipe.errors import NoAnswerError, StoreError
 from tadpipe.store.backend import PartRows
 from tadpipe.store.metadata import FeatureSpec, VideoRow
 from tadpipe.timeline import SnippetGrid
@@ -80,6 +80,8 @@ class FeatureView:
         try:
             first = self.row.first_row
             return self._rows.read(first + start * factor, first + last, step * factor)
+        except NoAnswerError:
+            raise
         except StoreError:
             if not self._follow():
                 raise
@@ -90,6 +92,8 @@ class FeatureView:
         """Of all stored rows, float64 [n]."""
         try:
             return self._rows.times(self.row.first_row, self.row.first_row + self.row.rows)
+        except NoAnswerError:
+            raise
         except StoreError:
             if not self._follow():
                 raise

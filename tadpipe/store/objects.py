@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tadpipe.errors import StoreError
+from tadpipe.errors import NoAnswerError, StoreError
 from tadpipe.location import Address
 
 # Bounds how long an endpoint that does not answer is waited for: about a minute in all.
@@ -42,7 +42,7 @@ class Objects:
     """The objects below an address; keys are relative to it.
 
     Raises:
-        StoreError: whatever keeps the storage from answering; what is not there is a
+        NoAnswerError: whatever keeps the storage from answering; what is not there is a
             FileNotFoundError.
     """
 
@@ -254,33 +254,33 @@ def _asking(address: Address, key: str) -> Iterator[None]:
     except FileNotFoundError as error:
         if not _is_no_bucket(error):
             raise FileNotFoundError(f"{place}: not there") from None
-        raise StoreError(
+        raise NoAnswerError(
             "The bucket does not exist.", str(address), "Make the bucket, or check the address."
         ) from None
     except Exception as error:
         raise _storage_error(place, error) from error
 
 
-def _storage_error(place: str, error: Exception) -> StoreError:
+def _storage_error(place: str, error: Exception) -> NoAnswerError:
     """What a driver's error means to a user; of its text only the first line is shown."""
     kind, text = type(error).__name__, str(error).partition("\n")[0][:300]
     if "Credentials" in kind or "ProfileNotFound" in kind or "Token" in kind:
-        return StoreError(
+        return NoAnswerError(
             "No credentials for the object storage.",
             place,
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.",
         )
     if isinstance(error, PermissionError) or any(word in text for word in _DENIED):
-        return StoreError(
+        return NoAnswerError(
             "The object storage denies access.",
             place,
             "Check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE) and the bucket's policy.",
         )
     if isinstance(error, (OSError, TimeoutError)) or "Connect" in kind or "Timeout" in kind:
-        return StoreError(
+        return NoAnswerError(
             "The object storage does not answer.",
             f"{place}: {kind}: {text}",
             "Check the network and AWS_ENDPOINT_URL, then run the same command again; whatever "
             "was finished before is safe.",
         )
-    return StoreError("The object storage failed.", f"{place}: {kind}: {text}")
+    return NoAnswerError("The object storage failed.", f"{place}: {kind}: {text}")

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from tadpipe.errors import StoreError
+from tadpipe.errors import NoAnswerError, StoreError
 from tadpipe.store.spool import FinishedVideo
 
 logger = logging.getLogger(__name__)
@@ -321,7 +321,12 @@ class ShardedRows:
         rows = self._shards.get(shard)
         if rows is None:
             rows = self._shards[shard] = self._map_shard(shard)
-        return np.array(rows[first:stop:step])
+        try:
+            return np.array(rows[first:stop:step])
+        except StoreError:
+            raise
+        except OSError as error:  # an object that went since
+            raise damaged(self._files.place(f"features/c.{shard}.0"), error) from None
 
     def _map_shard(self, shard: int) -> Rows:
         key = f"features/c.{shard}.0"
@@ -362,6 +367,8 @@ def check(files: PartFiles, rows: int) -> list[Flaw]:
         if part.shape[0] != rows:
             raise StoreError(f"{part.shape[0]} rows, but the commit says {rows}.")
         part.times(0, rows)
+    except NoAnswerError:
+        raise
     except StoreError as error:
         return [Flaw(0, rows, f"{error.what} {error.where}".strip())]
     flaws = []

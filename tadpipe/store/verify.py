@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tadpipe.errors import StoreError
+from tadpipe.errors import NoAnswerError, StoreError
 from tadpipe.store.commits import Commit
 from tadpipe.store.metadata import FeatureSpec, VideoRow
 from tadpipe.store.opened import OpenStore
@@ -42,7 +42,11 @@ class Finding:
 
 
 def verify(store: OpenStore, deep: bool = False) -> list[Finding]:
-    """Everything wrong with a store, damaged videos before mere oddities."""
+    """Everything wrong with a store, damaged videos before mere oddities.
+
+    Raises:
+        NoAnswerError: the storage stopped answering; nothing is called damaged for that.
+    """
     store.refresh()
     found: list[Finding] = []
     for fid, spec in store.specs().items():
@@ -61,6 +65,8 @@ def _verify_commits(store: OpenStore, fid: str) -> Iterator[Finding]:
     for commit_id in sorted(store.backend.commit_ids(fid)):
         try:
             store.backend.read_commit(fid, commit_id)
+        except NoAnswerError:
+            raise
         except StoreError as error:
             names = remembered[commit_id].names if commit_id in remembered else [""]
             for name in names:
@@ -102,6 +108,8 @@ def _read_through(
         part = store.backend.open_part(fid, commit.id)
         features = part.read(row.first_row, stop, 1)
         times = part.times(row.first_row, stop)
+    except NoAnswerError:
+        raise
     except StoreError as error:
         return [_Problem("unreadable", error.where, True)], np.nan
     if features.dtype != np.dtype(commit.dtype) or checksum(features) != row.checksum:

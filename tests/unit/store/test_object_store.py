@@ -5,11 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tadpipe.errors import ConfigError, StoreError
+from tadpipe.errors import ConfigError, NoAnswerError, StoreError
 from tadpipe.location import Address, below, location
 from tadpipe.store import shards
 from tadpipe.store.feature_store import FeatureStore
@@ -89,23 +90,80 @@ def test_storage_that_overwrites_is_refused(
         fill(store, [1])
 
 
-def test_window_is_one_request_for_its_bytes(
-    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(store, [1, 5])
-    view = store["v5"]
-    view[:1]  # looks at the index once
-    asked = []
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of every request for a range, as they are made."""
+    made: list[int] = []
     read_range = Objects.read_range
     monkeypatch.setattr(
         Objects,
         "read_range",
         lambda self, key, start, stop: (
-            asked.append(stop - start) or read_range(self, key, start, stop)
+            made.append(stop - start) or read_range(self, key, start, stop)
         ),
     )
+    return made
+
+
+def test_window_is_one_request_for_its_bytes(store: FeatureStore, reads: list[int]) -> None:
+    fill(store, [1, 5])
+    view = store["v5"]
+    view[:1]  # looks at the index once
+    reads.clear()
     assert np.array_equal(view[3:7], rows(5)[3:7])
-    assert asked == [4 * 6 * 2]
+    assert reads == [4 * 6 * 2]
+
+
+def test_reader_follows_rows_whose_object_is_gone(store: FeatureStore) -> None:
+    fill(store, [1, 2], part_rows=1)
+    view = FeatureStore.open(store.path)["v2"]
+    view[:1]
+    store.compact()
+    store.gc(grace_sec=0)
+    assert np.array_equal(view[:], rows(2))
+
+
+def stop_answering(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    """From now on requests for keys that hold `word` are not answered."""
+    for name in ("read", "read_range"):
+        whole = getattr(Objects, name)
+
+        def refuse(self: Objects, key: str, *args: int, whole: Any = whole) -> bytes:
+            if word in key:
+                raise NoAnswerError("The object storage does not answer.", key)
+            return bytes(whole(self, key, *args))
+
+        monkeypatch.setattr(Objects, name, refuse)
+
+
+@pytest.mark.parametrize("word", ["commits/", "features/c.", "times/", "features/zarr.json"])
+def test_outage_is_no_damage(
+    word: str, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, [1, 2])
+    stop_answering(monkeypatch, word)
+    with pytest.raises(NoAnswerError):
+        verify(FeatureStore.open(store.path), deep=True)
+
+
+def test_outage_is_not_looked_behind(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store, [1, 2])
+    view = store["v1"]
+    stop_answering(monkeypatch, "features/c.")
+    looked: list[str] = []
+    monkeypatch.setattr(FeatureStore, "moved", lambda self, fid, row: looked.append(fid))
+    with pytest.raises(NoAnswerError):
+        view[:]
+    assert looked == []
+
+
+def test_compaction_ends_when_the_storage_does(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, [1, 2], part_rows=1)
+    stop_answering(monkeypatch, "features/c.")
+    with pytest.raises(NoAnswerError):
+        store.compact()
 
 
 def test_commits_read_once_are_kept_on_this_machine(
