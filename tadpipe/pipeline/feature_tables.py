@@ -16,6 +16,7 @@ from tadpipe.annotations import Annotations
 from tadpipe.datasets.annotation_files import read_annotations
 from tadpipe.datasets.sources import FeatureRows
 from tadpipe.datasets.spec import DatasetSpec
+from tadpipe.errors import NoAnswerError
 from tadpipe.store.feature_store import FeatureStore, StoredFeatures
 from tadpipe.store.feature_view import FeatureView
 from tadpipe.store.metadata import FeatureSpec
@@ -74,6 +75,14 @@ class Table(Protocol):
     ) -> Annotations | None: ...
 
 
+def is_there(store: Path) -> bool:
+    """Whether a store is there, or may be: opening it says why its storage does not answer."""
+    try:
+        return FeatureStore.exists(store)
+    except NoAnswerError:
+        return True
+
+
 def open_tables(
     stores: Sequence[Path], *, backbone: str | None = None, stride: int | None = None
 ) -> tuple[StoreTable, ...]:
@@ -88,7 +97,9 @@ def open_tables(
     """
     tables = []
     for path in stores:
-        features = FeatureStore.open(path).table(backbone=backbone, stride=stride)
+        opened = FeatureStore.open(path)
+        opened.keep_rows()
+        features = opened.table(backbone=backbone, stride=stride)
         spec = replace(features.spec, stride=features.stride)
         tables.append(StoreTable(str(features.store.path), spec, features))
     return tuple(tables)

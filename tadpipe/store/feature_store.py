@@ -24,6 +24,7 @@ from tadpipe.store.commits import Commit
 from tadpipe.store.compaction import CompactReport, compact
 from tadpipe.store.durable import writing
 from tadpipe.store.feature_view import FeatureView
+from tadpipe.store.kept_rows import KeptRows
 from tadpipe.store.merging import MergeReport, merge
 from tadpipe.store.metadata import FeatureSpec, VideoRow
 from tadpipe.store.object_folder import ObjectFolder
@@ -64,6 +65,7 @@ class FeatureStore:
         self._catalogues: dict[str, Catalogue] = {}
         self._commits: dict[str, dict[str, Commit]] = {}  # fid -> id -> what was read before
         self._parts: dict[tuple[str, str], PartRows] = {}
+        self._kept: KeptRows | None = None
         self._spooled: dict[str, set[str]] = {}  # content that this store's writers hold
 
     @staticmethod
@@ -227,11 +229,21 @@ class FeatureStore:
                 raise
             return FeatureView(self, spec, moved[0], factor, fid)
 
+    def keep_rows(self) -> None:
+        """Read each video from object storage once, from now on, however often it is asked for.
+
+        Its rows stay on this machine until the process ends; see kept_rows.py. Other stores are
+        as quick as that by themselves.
+        """
+        if isinstance(self.path, Address) and self._kept is None:
+            self._kept = KeptRows(self.backend.work)
+
     def part_of(self, fid: str, row: VideoRow) -> PartRows:
         """The part that holds these rows."""
         if (fid, row.part) not in self._parts:
             self._parts[fid, row.part] = self.backend.open_part(fid, row.part)
-        return self._parts[fid, row.part]
+        part = self._parts[fid, row.part]
+        return part if self._kept is None else self._kept.video(fid, part, row)
 
     def moved(self, fid: str, row: VideoRow) -> tuple[VideoRow, PartRows] | None:
         """Where rows of a part that is gone are now, None if nowhere else."""

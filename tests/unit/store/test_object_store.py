@@ -18,7 +18,7 @@ from tadpipe.store.local_work import work_folder
 from tadpipe.store.objects import Objects
 from tadpipe.store.verify import verify
 from tests.unit.store.contract import StoreContract
-from tests.unit.store.small_videos import SPEC, content, fill, rows
+from tests.unit.store.small_videos import SPEC, content, fill, rows, times
 
 
 class TestObjectsInMemory(StoreContract):
@@ -112,6 +112,38 @@ def test_window_is_one_request_for_its_bytes(store: FeatureStore, reads: list[in
     reads.clear()
     assert np.array_equal(view[3:7], rows(5)[3:7])
     assert reads == [4 * 6 * 2]
+
+
+def test_rows_that_are_kept_are_asked_for_once(store: FeatureStore, reads: list[int]) -> None:
+    fill(store, [1, 5])
+    store.keep_rows()
+    view = store["v5"]
+    view[:1]
+    asked = len(reads)
+    assert np.array_equal(store["v5"][3:7], rows(5)[3:7])
+    assert np.array_equal(view[1:9:3], rows(5)[1:9:3])
+    assert len(reads) == asked
+
+
+def test_times_that_are_kept_are_those_given(store: FeatureStore, reads: list[int]) -> None:
+    fill(store, [1, 5])
+    store.keep_rows()
+    first = store["v5"].times
+    asked = len(reads)
+    assert np.array_equal(first, times(len(rows(5))))
+    assert np.array_equal(store["v5"].times, first)
+    assert len(reads) == asked
+
+
+def test_disk_without_room_for_kept_rows_leaves_the_store_readable(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(store, [1, 5])
+    store.keep_rows()
+    monkeypatch.setattr("tadpipe.store.kept_rows.RESERVE_BYTES", 1 << 60)
+    assert np.array_equal(store["v1"][:], rows(1))
+    assert np.array_equal(store["v5"][3:7], rows(5)[3:7])
+    assert caplog.text.count("read from the store every time") == 1
 
 
 def test_reader_follows_rows_whose_object_is_gone(store: FeatureStore) -> None:
