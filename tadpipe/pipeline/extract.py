@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from tadpipe.backbones.loading import checked_device, require_compiler
 from tadpipe.backbones.protocol import Backbone
 from tadpipe.config import PixelRecipe
 from tadpipe.datasets import DATASETS
@@ -22,13 +23,14 @@ from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.location import location
 from tadpipe.pipeline.clip_batches import batch_of, decoders_of
 from tadpipe.pipeline.device import resolve_device
+from tadpipe.pipeline.extract_checks import check_store, check_workers
 from tadpipe.pipeline.extract_plan import plan_extraction
 from tadpipe.pipeline.extract_recipes import with_recipe
 from tadpipe.pipeline.extract_report import ExtractReport
 from tadpipe.pipeline.extract_run import ExtractRun
 from tadpipe.pipeline.extract_spec import Choices, Handling, as_chosen, as_tuned
 from tadpipe.pipeline.known_weights import KnownWeights, remember_weights
-from tadpipe.pipeline.optical_flow import flow_source
+from tadpipe.pipeline.optical_flow import FlowFiles, flow_source
 from tadpipe.pipeline.progress import SILENT, Progress
 from tadpipe.pipeline.spec_backbone import tuned_backbone
 from tadpipe.pipeline.video_features import clip_runner
@@ -117,28 +119,43 @@ def extract(
     if shard_of is not None:
         files = shard(files, *shard_of)
     annotated = _read_annotations(annotations, dataset)
+    check_workers(workers, scheduler)
     shared = scheduler is not None or (workers or 1) > 1
-    # of several the workers compute; a dry run measures here
-    load_on = "cpu" if shared and not dry_run else resolve_device(device)
+    check_store(store, several=shared, dry_run=dry_run)
+    flow = None if flow is None else Path(flow)
+    if flow is not None:
+        FlowFiles(flow).check()
+    # a dry run measures here; else the workers compute, on devices of their own
+    is_here = dry_run or not shared
+    load_on = resolve_device(device) if is_here else "cpu"
+    if not is_here:
+        from tadpipe.pipeline.scheduler_client import check_cluster  # Dask takes a second
+
+        check_cluster(scheduler, device)
+    if compile and scheduler is None:
+        require_compiler(checked_device(load_on))
     choices = Choices(backbone, stride, clip_len, frame_interval, anchor, fps, pixels)
     if recipe is not None:
         choices = with_recipe(choices, recipe)
     handling: Handling = (on_truncated, dtype, feature_dtype)
     tuned = tuned_backbone(weights)
+    compile_here = compile and is_here
     if tuned is None:
-        model, spec = as_chosen(choices, weights, handling, load_on, compile, batch, seed)
+        model, spec = as_chosen(choices, weights, handling, load_on, compile_here, batch, seed)
         known = None if weights is None else KnownWeights(weights, seed)
     else:
-        model, spec = as_tuned(tuned, choices, handling, load_on, compile)
+        model, spec = as_tuned(tuned, choices, handling, load_on, compile_here)
         known = KnownWeights(tuned.file)
     if flow is not None and model.pixels.channels == 2:
         model.pixels = replace(model.pixels, colour="flow-files")
         spec = replace(spec, pixels=model.pixels)
+    source = flow_source(model.pixels, flow)
+    if source is not None and scheduler is None and not dry_run:
+        source.check()
     if known is not None and not dry_run:
         remember_weights(spec.adapter_sha256 or spec.weights_sha256, known)
-    flow = None if flow is None else Path(flow)
-    if shared and not dry_run:
-        from tadpipe.pipeline.extract_cluster import extract_on_cluster  # Dask takes a second
+    if not is_here:
+        from tadpipe.pipeline.extract_cluster import extract_on_cluster
         from tadpipe.pipeline.extract_worker import Job
 
         del model

@@ -15,7 +15,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +23,16 @@ from typing import Any, TypeVar
 from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, as_completed
 
 from tadpipe.backbones.loading import RANDOM
-from tadpipe.errors import ConfigError, StoreError, TadpipeError, VideoReason
+from tadpipe.errors import StoreError, TadpipeError, VideoReason
 from tadpipe.location import location
 from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
 from tadpipe.pipeline.extract_units import Unit, units_of
 from tadpipe.pipeline.extract_worker import Job, Sent, close_sessions, extract_group
 from tadpipe.pipeline.local_workers import local_workers
 from tadpipe.pipeline.progress import Progress
+from tadpipe.pipeline.scheduler_client import UNREACHABLE, cluster_of, dask_quiet
 from tadpipe.pipeline.video_files import VideoFile, printable
-from tadpipe.store.feature_store import HDF5_SUFFIXES, FeatureStore
+from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.ledger import LedgerRow
 
 logger = logging.getLogger(__name__)
@@ -42,10 +42,7 @@ GROUP_VIDEOS = 8
 GROUP_BYTES = 256e6
 AHEAD = 2  # groups handed out per worker
 LOOK_SEC = 30.0  # without an outcome, until we look whether there are workers at all
-CONNECT_SEC = 10.0
 SETTLE_SEC = 2.0
-UNREACHABLE = (OSError, TimeoutError, CancelledError, asyncio.CancelledError)
-DASK_LOGGERS = ("distributed", "distributed.client", "tornado.application")
 Answer = TypeVar("Answer")
 
 
@@ -63,17 +60,16 @@ def extract_on_cluster(
     Args:
         scheduler: its address, or the file that `dask scheduler --scheduler-file` wrote.
     Raises:
-        ConfigError: no scheduler there, or a store that takes one writer only.
+        ConfigError: no scheduler there.
         TadpipeError: the scheduler is lost, or a worker cannot do its work.
     """
     started = time.monotonic()
-    _check(job.store, workers, scheduler)
     report = ExtractReport(location(job.store), job.spec.fid)
     job = _with_absolute_paths(job)
-    connected = local_workers(workers, job.device) if workers else _cluster_of(str(scheduler))
+    connected = local_workers(workers, job.device) if workers else cluster_of(str(scheduler))
     run: _ClusterRun | None = None
     try:
-        with _dask_quiet(), connected as client:
+        with dask_quiet(), connected as client:
             store = FeatureStore.create(job.store)
             if annotations is not None:
                 store.set_annotations(annotations)
@@ -107,6 +103,11 @@ class _ClusterRun:
         self._started = time.monotonic()
         self._rows = 0
         self._is_lost = False  # a scheduler that is back knows nothing of this run
+
+    @property
+    def seconds(self) -> float:
+        """Since there are workers."""
+        return time.monotonic() - self._started
 
     def over(self, files: Sequence[VideoFile]) -> None:
         self._ask(lambda: self.client.register_plugin(_CommitAtExit(), name=self._plugin))
@@ -223,7 +224,7 @@ class _ClusterRun:
         if outcome.status == "done":
             self._rows += outcome.rows
         if is_new:
-            rate = self._rows / max(time.monotonic() - self._started, 1e-9)
+            rate = self._rows / max(self.seconds, 1e-9)
             self.progress.advance(note=f"{rate:.0f} snippets/s")
 
     def _failed(self, group: list[Unit], deaths: int, reason: VideoReason, message: str) -> None:
@@ -303,28 +304,6 @@ async def _close_sessions() -> None:
     await asyncio.to_thread(close_sessions)
 
 
-@contextmanager
-def _cluster_of(scheduler: str) -> Iterator[Client]:
-    """A client of the cluster that is there.
-
-    Raises:
-        ConfigError: nothing answers.
-    """
-    place = {"scheduler_file" if os.path.isfile(scheduler) else "address": scheduler}
-    try:
-        client = Client(**place, timeout=CONNECT_SEC, set_as_default=False)
-    except (*UNREACHABLE, ValueError, ImportError) as error:
-        raise ConfigError(
-            "No Dask scheduler answers.",
-            f"--scheduler {scheduler}: {error}",
-            "Start one with dask scheduler, and workers with dask worker ADDRESS --nthreads 1.",
-        ) from None
-    with client:
-        if any(threads > 1 for threads in client.nthreads().values()):
-            logger.warning("a worker does one video at a time: start them with --nthreads 1")
-        yield client
-
-
 def _with_absolute_paths(job: Job) -> Job:
     """The job as any machine with the same file systems understands it."""
     weights, store = job.weights, location(job.store)
@@ -336,38 +315,6 @@ def _with_absolute_paths(job: Job) -> Job:
         weights=weights,
         flow=None if job.flow is None else Path(os.path.abspath(job.flow)),
     )
-
-
-def _check(store: str, workers: int | None, scheduler: str | None) -> None:
-    if workers and scheduler:
-        raise ConfigError(
-            "--workers starts processes here, --scheduler uses those of a cluster.",
-            f"--workers {workers} --scheduler {scheduler}",
-            "Give one of them; the cluster has the workers that were started for it.",
-        )
-    place = location(store)
-    if Path(place.name).suffix.lower() in HDF5_SUFFIXES or (
-        isinstance(place, Path) and place.is_file()
-    ):
-        raise ConfigError(
-            "An HDF5 store takes one writer at a time.",
-            store,
-            "Extract into a .zarr store, or leave --workers and --scheduler out.",
-        )
-
-
-@contextmanager
-def _dask_quiet() -> Iterator[None]:
-    """Dask tells of every lost connection with a traceback; the command says what it means."""
-    loggers = [logging.getLogger(name) for name in DASK_LOGGERS]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
 
 
 @contextmanager

@@ -46,36 +46,63 @@ def as_chosen(
     batch: int | None,
     seed: int,
 ) -> tuple[Backbone, FeatureSpec]:
-    """The backbone asked for and what it makes."""
+    """The backbone asked for and what it makes.
+
+    Raises:
+        ConfigError: a wrong choice; what can be told without the backbone is told before it loads.
+    """
     if choices.backbone is None:
         raise ConfigError("No backbone given.", todo="Name one, or the run of an end-to-end model.")
-    truncated, dtype, feature_dtype = handling
+    if isinstance(choices.pixels, str):
+        _named_recipe(choices.pixels)
+    asked = _as_asked(choices.backbone, choices, handling)
     model = load_backbone(
-        choices.backbone, weights, device=device, dtype=dtype, compile=compile, seed=seed
+        choices.backbone,
+        weights,
+        device=device,
+        dtype=asked.compute_dtype,
+        compile=compile,
+        seed=seed,
     )
     if choices.clip_len is not None:
         model.set_clip_len(choices.clip_len)
     if choices.pixels is not None:
         model.pixels = _recipe(choices.pixels, model.pixels)
-    anchor = choices.anchor or "start"
-    spec = FeatureSpec(
-        backbone=choices.backbone,
+    spec = replace(
+        asked,
         weights_sha256=model.weights_sha256,
         adapter_sha256=model.adapter_sha256 if isinstance(model, Adaptable) else "",
         channels=model.out_channels,
         clip_len=model.clip_len,
-        stride=DEFAULT_STRIDE if choices.stride is None else choices.stride,
         pixels=model.pixels,
+        batch=(batch or PADDED_BATCH) if model.bits_depend_on_batch else None,
+    )
+    return model, spec
+
+
+def _as_asked(backbone: str, choices: Choices, handling: Handling) -> FeatureSpec:
+    """The spec but for what the loaded backbone says.
+
+    Raises:
+        ConfigError: a number that cannot be.
+    """
+    truncated, dtype, feature_dtype = handling
+    anchor = choices.anchor or "start"
+    return FeatureSpec(
+        backbone=backbone,
+        weights_sha256="",
+        channels=1,
+        clip_len=1 if choices.clip_len is None else choices.clip_len,
+        stride=DEFAULT_STRIDE if choices.stride is None else choices.stride,
+        pixels=None,
         frame_interval=1 if choices.frame_interval is None else choices.frame_interval,
         anchor=anchor,
         edges="drop-tail" if anchor == "start" else "repeat-edge",
         truncated=truncated,
         fps=choices.fps,
         compute_dtype=dtype,
-        batch=(batch or PADDED_BATCH) if model.bits_depend_on_batch else None,
         stored_dtype=feature_dtype,
     )
-    return model, spec
 
 
 def as_tuned(

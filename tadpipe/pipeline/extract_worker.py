@@ -21,7 +21,7 @@ import torch
 
 from tadpipe import __version__
 from tadpipe.backbones.protocol import Backbone
-from tadpipe.errors import ConfigError, StoreError, TadpipeError
+from tadpipe.errors import CheckpointError, ConfigError, StoreError, TadpipeError
 from tadpipe.location import location
 from tadpipe.pipeline.clip_batches import batch_of, decoders_of
 from tadpipe.pipeline.device import resolve_device
@@ -126,8 +126,7 @@ class _Session:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.device = resolve_device(job.device)
-        self.backbone = self._load()
+        self.device, self.backbone = self._load()
         self._held = ExitStack()
         self._run: ExtractRun | None = None
 
@@ -166,7 +165,12 @@ class _Session:
         job = self.job
         source = flow_source(self.backbone.pixels, job.flow)
         if source is not None:
-            source.check()
+            try:
+                source.check()
+            except ConfigError as error:
+                raise ConfigError(
+                    "A worker cannot come by optical flow.", f"{place()}:\n{error}"
+                ) from None
         processes = [
             held.enter_context(DecodeProcess(job.decoder, job.decode_timeout_sec))
             for _ in range(job.decoders or decoders_of(self.device))
@@ -181,17 +185,20 @@ class _Session:
             flow=source,
         )
 
-    def _load(self) -> Backbone:
+    def _load(self) -> tuple[str, Backbone]:
+        """The device of this machine, and the backbone on it."""
         job = self.job
         try:
-            return load_exactly(
-                job.spec, job.weights, device=self.device, compile=job.compile, run="this command"
+            device = resolve_device(job.device)
+            return device, load_exactly(
+                job.spec, job.weights, device=device, compile=job.compile, run="this command"
             )
         except TadpipeError as error:
+            todo = "Every worker must see the same weights under the same path."
+            if not isinstance(error, CheckpointError):  # it has said what to do
+                todo = ""
             raise type(error)(
-                "A worker cannot load the backbone.",
-                f"{place()}:\n{error}",
-                "Every worker must see the same weights under the same path.",
+                "A worker cannot load the backbone.", f"{place()}:\n{error}", todo
             ) from None
 
     def _store(self) -> FeatureStore:

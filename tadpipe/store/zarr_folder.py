@@ -42,6 +42,7 @@ from tadpipe.store.shards import Flaw
 from tadpipe.store.spool import FinishedVideo
 
 STALE_SEC = 3600.0  # half-written files of this age belong to nobody living
+_HALF_WRITTEN = ".zarr.json-"  # what a killed attempt to make a store leaves begins with this
 
 
 class ZarrFolder(Backend):
@@ -63,10 +64,7 @@ class ZarrFolder(Backend):
         Raises:
             StoreError: the folder holds other things.
         """
-        there = list(path.iterdir()) if path.is_dir() else []
-        # A half-written zarr.json is what a killed attempt to do this leaves.
-        strange = [entry for entry in there if not entry.name.startswith(".zarr.json-")]
-        if strange and not (path / "zarr.json").exists():
+        if path.is_dir() and not (is_free(path) or (path / "zarr.json").exists()):
             raise StoreError(
                 "This folder is not empty and not a feature store.",
                 str(path),
@@ -212,6 +210,11 @@ class ZarrFolder(Backend):
 
     def _catalogue(self, fid: str) -> Path:
         return self.path / "features" / fid / "catalogue.jsonl"
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a store can be made in a folder that is there: it holds nothing of anybody's."""
+    return all(entry.name.startswith(_HALF_WRITTEN) for entry in folder.iterdir())
 
 
 def _link(source: Path, target: Path) -> None:

@@ -149,7 +149,7 @@ def test_interrupted_run_keeps_what_was_finished(
 def test_address_without_scheduler_is_refused_before_anything_is_written(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tadpipe.pipeline.extract_cluster.CONNECT_SEC", 0.2)
+    monkeypatch.setattr("tadpipe.pipeline.scheduler_client.CONNECT_SEC", 0.2)
     with pytest.raises(ConfigError, match="No Dask scheduler answers"):
         extract([videos], store=tmp_path / "s.zarr", scheduler="tcp://127.0.0.1:1", **SETTINGS)
     assert not (tmp_path / "s.zarr").exists()
