@@ -75,6 +75,7 @@ def extract_on_cluster(
                 store.set_annotations(annotations)
             run = _ClusterRun(client, job, store, progress)
             run.over(files)
+            report.shared_sec = run.seconds
     except BaseException:  # Ctrl-C too: what local workers had finished is committed here
         if run is not None:
             with _told(StoreError):

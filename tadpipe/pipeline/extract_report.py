@@ -126,6 +126,7 @@ class ExtractReport:
     seconds: float = 0.0
     annotated_without_video: list[str] = field(default_factory=list)
     progress: RunProgress | None = None  # of the one process that did it
+    shared_sec: float | None = None  # that several workers took
     plan: ExtractPlan | None = None  # of a dry run
 
     def count(self, status: str) -> int:
@@ -134,6 +135,25 @@ class ExtractReport:
     def total(self, quantity: Literal["rows", "frames_decoded", "bytes"]) -> int:
         """Sum over the videos done in this run."""
         return sum(getattr(video, quantity) for video in self.videos if video.status == "done")
+
+    def rates(self) -> dict[str, float | None] | None:
+        """What one process counted, or what workers did together; None of a dry run.
+
+        Of workers only what is finished is known here: clips are stored rows, and how long
+        backbones waited is not known.
+        """
+        if self.progress is not None:
+            return self.progress.rates()
+        if self.shared_sec is None:
+            return None
+        frames = sum(video.frames_decoded for video in self.videos)
+        return {
+            "videos_per_hour": 3600 * (self.count("done") + self.count("failed")) / self.shared_sec,
+            "frames_per_sec": frames / self.shared_sec,
+            "clips_per_sec": self.total("rows") / self.shared_sec,
+            "device_waited": None,
+            "left_sec": 0.0,
+        }
 
     @property
     def exit_code(self) -> int:
@@ -161,6 +181,12 @@ class ExtractReport:
             lines += self.plan.lines()
         if self.progress is not None and self.progress.clips:
             lines.append(rates_text(self.progress))
+        rates = self.rates()
+        if self.shared_sec is not None and rates is not None and self.total("rows"):
+            lines.append(
+                f"{rates['videos_per_hour']:.1f} videos/h, {rates['frames_per_sec']:.0f} frames/s, "
+                f"{rates['clips_per_sec']:.1f} clips/s by all workers"
+            )
         return "\n".join(lines)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -175,7 +201,7 @@ class ExtractReport:
             "frames_decoded": self.total("frames_decoded"),
             "bytes": self.total("bytes"),
             "seconds": self.seconds,
-            "rates": None if self.progress is None else self.progress.rates(),
+            "rates": self.rates(),
             "plan": None if self.plan is None else self.plan.to_mapping(),
             "annotated_without_video": self.annotated_without_video,
             "videos": [video._asdict() for video in self.videos],

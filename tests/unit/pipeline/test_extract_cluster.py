@@ -85,6 +85,23 @@ def test_second_run_reuses_everything(videos: Path, scheduler: str, tmp_path: Pa
         assert [video.status for video in report.videos] == [status] * 4
 
 
+def test_workers_report_what_they_did_per_second(
+    videos: Path, scheduler: str, tmp_path: Path
+) -> None:
+    given = [videos / "v2.mp4", videos / "v3.mp4"]
+    report = extract(given, store=tmp_path / "s.zarr", scheduler=scheduler, **SETTINGS)
+    assert report.shared_sec is not None
+    assert 0 < report.shared_sec < report.seconds
+    assert report.to_mapping()["rates"] == {
+        "videos_per_hour": pytest.approx(3600 * 2 / report.shared_sec),
+        "frames_per_sec": pytest.approx(76 / report.shared_sec),
+        "clips_per_sec": pytest.approx(13 / report.shared_sec),
+        "device_waited": None,
+        "left_sec": 0.0,
+    }
+    assert report.text().splitlines()[-1].endswith("clips/s by all workers")
+
+
 def test_copies_and_broken_files_are_told_as_by_a_single_process(
     videos: Path, scheduler: str, tmp_path: Path
 ) -> None:
