@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tadpipe.config import build, read_toml
 from tadpipe.errors import ConfigError
-from tadpipe.location import below
+from tadpipe.location import Address, below, location
 
 FILE = "tadpipe.toml"
 
@@ -36,6 +36,14 @@ class Project:
     def __post_init__(self) -> None:
         if self.stride is not None and self.stride < 1:
             raise ConfigError("stride must be positive.", f"{FILE}: stride = {self.stride}")
+        for key in ("annotations", "class_scores", "videos", "runs"):
+            place = location(getattr(self, key) or "")
+            if isinstance(place, Address):
+                raise ConfigError(
+                    "Only the feature store can be on object storage.",
+                    f"{FILE}: {key} = {place}",
+                    "Name a path on this machine.",
+                )
 
     @classmethod
     def find(cls, folder: Path | None = None) -> Project:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tadpipe.cli.options import dry_run_option, emit, shared_options
+from tadpipe.cli.options import LocalPath, dry_run_option, emit, shared_options
 
 SOURCES = ("csv", "elan", "via", "cvat", "label-studio", "fiftyone", "subtitles")
 TARGETS = (
@@ -38,7 +38,7 @@ def label_files() -> None:
     default=None,
     help="Format of all files.  [default: by suffix and content]",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON to write.")
+@click.option("--out", type=LocalPath(), required=True, help="JSON to write.")
 @click.option(
     "--videos",
     multiple=True,
@@ -92,7 +92,7 @@ def import_labels(
 @click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="Format.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     required=True,
     help="File to write; a folder for cvat, elan, srt and vtt with several videos.",
 )

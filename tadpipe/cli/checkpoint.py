@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tadpipe.cli.options import (
+    LocalPath,
     device_option,
     dry_run_option,
     emit,
@@ -93,7 +94,7 @@ def inspect_file(file: Path, as_json: bool) -> None:
 @click.option("--score", is_flag=True, help="Detect on the test subset of the store, and score it.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     default=None,
     help="Run folder; of a backbone, .safetensors file.",
 )
@@ -132,6 +133,7 @@ def import_file(
     """
     from tadpipe.pipeline.backbone_import import import_backbone, is_backbone
     from tadpipe.pipeline.checkpoint_import import import_detector
+    from tadpipe.pipeline.feature_tables import is_there
     from tadpipe.project import Project
 
     if source is not None and is_backbone(source):
@@ -158,7 +160,7 @@ def import_file(
         emit(as_json, done.to_mapping(), done.text())
         return
     project = Project.find()
-    if not features and not conventions and project.store.exists():
+    if not features and not conventions and is_there(project.store):
         features = (project.store,)
         annotations = first(annotations, project.annotations)
     imported = import_detector(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tadpipe.cli.options import (
+    LocalPath,
     class_scores_file,
     class_scores_option,
     device_option,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
 @skip_unscored_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     default=Path("compare"),
     show_default=True,
     help="Folder of the runs and of the tables; repeat the command to go on there.",

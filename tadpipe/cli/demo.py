@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from tadpipe.cli.options import (
+    LocalPath,
     device_option,
     dry_run_option,
     emit,
@@ -48,7 +49,7 @@ PLAN = (
 @click.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     default=Path("demo"),
     show_default=True,
     help="Project folder to make; a second run goes on where the first stopped.",

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tadpipe.cli.options import (
+    LocalPath,
     class_scores_file,
     class_scores_option,
     device_option,
@@ -33,7 +34,7 @@ from tadpipe.cli.options import (
 @click.option(
     "--out",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="File to write, .json, .csv, .srt or .vtt; repeatable.  [default: detections.json]",
 )
 @click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, show_default=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tadpipe.cli.options import (
+    LocalPath,
     class_scores_file,
     class_scores_option,
     emit,
@@ -83,7 +84,7 @@ PROTOCOLS = ("opentad", "official", "activitynet", "actionformer", "epic")
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     default=None,
     help="Write the result, JSON; in a folder as eval.json and errors.json.",
 )

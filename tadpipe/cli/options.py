@@ -16,10 +16,24 @@ from typing import Any, TypeVar
 
 import click
 
+from tadpipe.location import Address, location
 from tadpipe.pipeline.progress import Progress, Silent
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+
+
+class LocalPath(click.Path):
+    """A file or folder that is written on this machine; only stores can be elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        place = location(value)
+        if isinstance(place, Address):
+            self.fail(f"{place}: only a feature store can be on object storage.", param, ctx)
+        return super().convert(place, param, ctx)
 
 
 def shared_options(function: F) -> F:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tadpipe.cli.options import (
+    LocalPath,
     class_scores_file,
     class_scores_option,
     dry_run_option,
@@ -22,7 +23,7 @@ from tadpipe.cli.options import (
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     default=Path("report.html"),
     show_default=True,
     help="The page, one HTML file.",

@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from tadpipe.cli.options import (
+    LocalPath,
     dry_run_option,
     emit,
     first,
@@ -285,9 +286,7 @@ def import_(
 
 @store.command("export")
 @STORE_ARGUMENT
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder, or the .h5 file."
-)
+@click.option("--out", type=LocalPath(), required=True, help="Folder, or the .h5 file.")
 @click.option(
     "--layout",
     type=click.Choice(["npy", "npz", "h5"]),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tadpipe.cli.options import (
+    LocalPath,
     class_scores_file,
     class_scores_option,
     device_option,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("--val-subset", default=None, help="Subset reported during training.")
 @class_scores_option("default: the project's")
 @skip_unscored_option
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Run folder.")
+@click.option("--out", type=LocalPath(), default=None, help="Run folder.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
 @device_option
 @seed_option

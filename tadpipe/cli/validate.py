@@ -88,6 +88,7 @@ def validate(
 
     Example: tadpipe validate --annotations labels.json --videos videos
     """
+    from tadpipe.pipeline.feature_tables import is_there
     from tadpipe.pipeline.validate import validate as run
     from tadpipe.project import Project
 
@@ -95,7 +96,7 @@ def validate(
     named = [store.resolve() for store in features]
     # Another store than the project's has annotations and videos of its own.
     own = Project() if any(store != project.store.resolve() for store in named) else project
-    stored = features or ((project.store,) if project.store.exists() else ())
+    stored = features or ((project.store,) if is_there(project.store) else ())
     report = run(
         annotations=first(annotations, own.annotations),
         dataset=first(dataset, own.dataset),

@@ -17,6 +17,7 @@ from tadpipe.datasets import DATASETS
 from tadpipe.datasets.sources import FeatureSource
 from tadpipe.detection_files import check_suffix, write_detections
 from tadpipe.errors import VideoError
+from tadpipe.location import location
 from tadpipe.pipeline.class_fusion import (
     ClassScores,
     changed_rule,
@@ -255,7 +256,7 @@ def _resized_rows(
 ) -> _Rows:
     """Features of frames spread over each video; a store has no place for them."""
     spec = trained.recipe.features[0]
-    report = ExtractReport(store, spec.fid, dry_run)
+    report = ExtractReport(location(store), spec.fid, dry_run)
     backbone = load_exactly(spec, places[0], device=device, run=str(trained.run))
     with DecodeProcess() as decoder:
         table = VideoTable(

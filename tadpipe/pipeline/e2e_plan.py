@@ -257,14 +257,14 @@ def open_bank(plan: TrainPlan, config: E2EConfig, store: str | Path | None) -> F
         )
     wanted = plan.recipe.features[0]
     tables = open_tables([Path(store)], backbone=wanted.backbone, stride=wanted.stride)
-    check_recipe(plan.recipe, "this training", [tables[0].spec], [str(store)])
+    check_recipe(plan.recipe, "this training", [tables[0].spec], [tables[0].store])
     videos = plan.coverage(plan.subsets.train).stored_as.values()
     prefix = "" if plan.spec is None else plan.spec.feature_prefix
     there = match_videos({}, list(videos), tables[0].names(), prefix)
     if there.without_features:
         raise ConfigError(
             "The store lacks training videos.",
-            f"{store}: {len(there.without_features)} missing, first "
+            f"{tables[0].store}: {len(there.without_features)} missing, first "
             f"{', '.join(there.without_features[:3])}",
             "Extract them first.",
         )

@@ -20,6 +20,7 @@ from tadpipe.datasets.annotation_files import annotation_copy
 from tadpipe.datasets.sources import FeatureSource, match_videos
 from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.errors import ConfigError, StoreError, TadpipeError
+from tadpipe.location import location
 from tadpipe.pipeline.class_fusion import load_class_scores
 from tadpipe.pipeline.feature_tables import StoreTable
 from tadpipe.pipeline.presets import Preset
@@ -43,18 +44,19 @@ def open_all(
     """The features of each store; of several kinds that fit, the first."""
     tables, findings = [], []
     for path in stores:
+        place = str(location(path))
         try:
             store = FeatureStore.open(path)
             try:
                 features = store.table(backbone=backbone, stride=stride)
             except ConfigError as error:
-                findings.append(from_error("several-kinds", str(path), "", error, "warning"))
+                findings.append(from_error("several-kinds", place, "", error, "warning"))
                 kinds = {fid: spec for fid, spec in store.specs().items() if store.videos(fid)}
                 features = store.table(fid=next(iter(kinds)))
             spec = replace(features.spec, stride=features.stride)
-            tables.append(StoreTable(str(path), spec, features))
+            tables.append(StoreTable(place, spec, features))
         except StoreError as error:
-            findings.append(from_error("store", str(path), "", error))
+            findings.append(from_error("store", place, "", error))
     return tables, findings
 
 
@@ -243,8 +245,9 @@ def _is_constant(table: StoreTable, name: str) -> bool:
     count = len(rows)
     if count < FEWEST_ROWS:
         return False
-    picked = [rows[i : i + 1] for i in range(0, count, math.ceil(count / LOOKED_AT))]
-    return all(np.array_equal(picked[0], row) for row in picked[1:])
+    picked = (rows[i : i + 1] for i in range(0, count, math.ceil(count / LOOKED_AT)))
+    first = next(picked)
+    return all(np.array_equal(first, row) for row in picked)  # usually the first that is read
 
 
 def _rows(table: StoreTable) -> Mapping[str, VideoRow]:

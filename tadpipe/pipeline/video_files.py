@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tadpipe.errors import ConfigError
+from tadpipe.location import Address, location
 
 SUFFIXES = frozenset(
     {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
@@ -34,10 +35,17 @@ def find_videos(sources: Iterable[Path]) -> list[VideoFile]:
     Files need not exist or be videos: whoever reads them says what is wrong with which.
 
     Raises:
-        ConfigError: no source, or a folder without any video.
+        ConfigError: no source, a folder without any video, or an address.
     """
     found: list[tuple[Path, Path]] = []  # (path, path below its folder)
     for source in sources:
+        place = location(source)
+        if isinstance(place, Address):
+            raise ConfigError(
+                "Videos are files of this machine; only a feature store can be elsewhere.",
+                str(place),
+                "Name files and folders; mount or copy the videos first.",
+            )
         if source.is_dir():
             inside = sorted(_walk(source))
             if not inside:
