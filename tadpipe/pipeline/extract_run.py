@@ -104,6 +104,8 @@ class ExtractRun:
 
     def _is_new(self, file: VideoFile, sha256: str) -> bool:
         self._say_if_renamed(file.name, sha256)
+        if not self.store.has_content(self.report.fid, sha256):
+            self.look_again()
         if self.store.has_content(self.report.fid, sha256):
             self._reused(file.name, sha256)
         elif sha256 in self.copies:
@@ -127,7 +129,8 @@ class ExtractRun:
             return
         self.look_again()
         if self.store.has_content(self.report.fid, sha256):  # another writer was quicker
-            for each in (name, *copies):
+            self._reused(name, sha256, video)
+            for each in copies:
                 self._reused(each, sha256)
             return
         assert video.probe is not None
@@ -170,14 +173,19 @@ class ExtractRun:
         if name in names and names.content_of(name) != sha256:
             logger.warning("%s is another file than before; its name now means it", printable(name))
 
-    def _reused(self, name: str, sha256: str) -> None:
-        """Already in the store, under this name or another."""
+    def _reused(self, name: str, sha256: str, decoded: VideoRows | None = None) -> None:
+        """Already in the store, under this name or another; `decoded` in vain, then."""
         names = self.store.videos(self.report.fid)
         is_copy = not (name in names and names.content_of(name) == sha256)
         self.writer.alias(name, sha256)
         reason = VideoReason.DUPLICATE_CONTENT.value if is_copy else ""
         message = "the same content is stored under another name" if is_copy else ""
-        self._record(VideoOutcome(name, "reused", reason, message), sha256)
+        outcome = VideoOutcome(name, "reused", reason, message)
+        if decoded is not None:
+            outcome = outcome._replace(
+                frames_decoded=decoded.frames_decoded, seconds=decoded.seconds
+            )
+        self._record(outcome, sha256)
 
     def _failed(
         self, name: str, sha256: str, error: VideoError, frames_decoded: int, seconds: float

@@ -212,7 +212,7 @@ class StoreWriter:
         """Pack and commit all that is spooled; it is visible to readers afterwards."""
         spool = self._open_spool()
         with writing(self._store.path):
-            videos = spool.videos()
+            videos = self._still_new(spool)
             if not videos and not self._aliases:
                 return
             commit = self._commit(videos)
@@ -222,6 +222,27 @@ class StoreWriter:
             spool.remove(videos)
         self._spooled_rows = 0
         self._store.note_committed(self.spec.fid, [v.line["content_sha256"] for v in videos])
+
+    def _still_new(self, spool: Spool) -> list[SpooledVideo]:
+        """The spooled videos, without those that another writer has committed since.
+
+        Of these only the names are left to be committed, where they mean nothing newer.
+        """
+        videos = spool.videos()
+        if not videos:
+            return []
+        self._store.note_committed(self.spec.fid)
+        stored = self._store.videos(self.spec.fid)
+        late = [video for video in videos if stored.has_content(video.line["content_sha256"])]
+        for video in late:
+            name, content = video.line["name"], video.line["content_sha256"]
+            if self._named.get(name) == content:
+                del self._named[name]
+                self.alias(name, content)
+        if late:
+            spool.remove(late)
+            self._store.note_committed(self.spec.fid, [v.line["content_sha256"] for v in late])
+        return [video for video in videos if video not in late]
 
     def _commit(self, videos: list[SpooledVideo]) -> Commit:
         return Commit(

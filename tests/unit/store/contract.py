@@ -492,6 +492,22 @@ class StoreContract:
         assert set(reader.videos(SPEC.fid)) == {"v0", "v1", "v2", "v5", "again"}
         assert verify(reader, deep=True) == []
 
+    def test_content_that_another_writer_committed_first_is_not_stored_again(
+        self, store: FeatureStore, path: Path
+    ) -> None:
+        if path.suffix == ".h5":
+            pytest.skip("an HDF5 store has one writer at a time")
+        with store.writer(SPEC) as writer:
+            for name, seed in (("v1", 1), ("mine", 2), ("v3", 3)):
+                add(writer, name, seed)
+            fill(FeatureStore.open(path, "a"), [1, 2])
+        videos = FeatureStore.open(path).videos(SPEC.fid)
+        assert {name: videos.content_of(name) for name in videos} == {
+            "v1": content(1), "v2": content(2), "mine": content(2), "v3": content(3)
+        }  # fmt: skip
+        assert [len(videos.copies(content(seed))) for seed in (1, 2, 3)] == [1, 1, 1]
+        assert store.status().waiting_in_spool == 0
+
     def test_name_deleted_while_another_compacts_stays_deleted(
         self, store: FeatureStore, path: Path
     ) -> None:

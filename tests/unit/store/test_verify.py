@@ -84,12 +84,16 @@ def test_dropping_damaged_videos_lets_exactly_those_be_made_again(store: Feature
     assert store.gc(grace_sec=0).parts
 
 
-def test_dropping_uses_another_copy_where_there_is_one(store: FeatureStore) -> None:
+def test_dropping_uses_another_copy_where_there_is_one(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = FeatureStore.open(store.path, "a")
     first = FeatureStore.create(store.path)
-    with first.writer(SPEC) as one, other.writer(SPEC) as two:  # neither sees the other's video
+    with first.writer(SPEC) as one, other.writer(SPEC) as two:
         add(one, "twin", 50)
         add(two, "twin", 50)
+        # both pack in the same moment: neither sees the other's video
+        monkeypatch.setattr(first, "note_committed", lambda fid, contents=(): None)
     store.refresh()
     flip(file_of(store, "twin", "features/c.0.0"), store["twin"].row.first_row * ROW_BYTES)
     assert store.drop_damaged(verify(store, deep=True)) == []
