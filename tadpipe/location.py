@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tadpipe.errors import ConfigError
 
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+_NO_SLASHES = re.compile(r"(s3|gs):(?=[^/])", re.IGNORECASE)  # a slip, and hardly a folder's name
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,20 @@ def location(given: str | Path | Address) -> Location:
     """What a store was named by.
 
     Raises:
-        ConfigError: an address without a folder, or with a password in it.
+        ConfigError: an address without slashes, without a folder, or with a password in it.
     """
     if isinstance(given, Address):
         return given
     matched = _ADDRESS.fullmatch(str(given))
     if matched is None:
+        if _NO_SLASHES.match(str(given)):
+            raise ConfigError(
+                "An address has two slashes after its scheme.",
+                str(given),
+                f"Did you mean {_NO_SLASHES.sub(lambda m: m[0].lower() + '//', str(given), 1)}?",
+            )
         return Path(given)
-    scheme, key = matched[1], matched[2].strip("/")
+    scheme, key = matched[1].lower(), matched[2].strip("/")
     if scheme == "file":
         return Path("/" + key)
     bucket, _, folder = key.partition("/")

@@ -36,6 +36,7 @@ class Project:
     def __post_init__(self) -> None:
         if self.stride is not None and self.stride < 1:
             raise ConfigError("stride must be positive.", f"{FILE}: stride = {self.stride}")
+        location(self.store)  # says what is wrong with an address
         for key in ("annotations", "class_scores", "videos", "runs"):
             place = location(getattr(self, key) or "")
             if isinstance(place, Address):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import click
@@ -39,11 +40,11 @@ def init(
     Example: tadpipe init --videos videos --annotations labels.json --backbone videomae-b
     """
     from tadpipe.backbones import BACKBONES
-    from tadpipe.config import write_atomically
+    from tadpipe.config import build, write_atomically
     from tadpipe.datasets import DATASETS
     from tadpipe.detectors import DETECTORS
     from tadpipe.errors import ConfigError
-    from tadpipe.project import FILE, project_text
+    from tadpipe.project import FILE, Project, project_text
     from tadpipe.registry import known
 
     known("detector", DETECTORS, detector)
@@ -69,6 +70,7 @@ def init(
             "device": "auto",
         }
     )
+    build(Project, tomllib.loads(text), FILE)  # what the next command would say of it
     if not dry_run:
         write_atomically(path, text)
     verb = "Would write" if dry_run else "Wrote"

@@ -96,6 +96,26 @@ def test_address_of_anything_but_a_store_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--store=s3://bucket/", "names a bucket and a folder"),
+        ("--videos=s3://bucket/videos", "Only the feature store"),
+    ],
+)
+def test_init_refuses_what_no_command_would_take(
+    option: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: CapFd,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, answer, _ = command(capfd, "init", option)
+    assert (code, words in answer["error"]["message"]) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_project_file_may_give_the_address_of_a_store_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: CapFd
 ) -> None:

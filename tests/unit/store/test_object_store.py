@@ -258,6 +258,15 @@ def test_address_without_a_folder_is_refused() -> None:
         location("s3://bucket/")
 
 
+def test_scheme_is_known_in_capitals() -> None:
+    assert str(location("S3://bucket/x.zarr")) == "s3://bucket/x.zarr"
+
+
+def test_address_without_slashes_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Did you mean s3://bucket/x\.zarr\?"):
+        location("S3:bucket/x.zarr")
+
+
 def test_address_outlives_pathlib() -> None:
     assert str(location(Path("s3://bucket/a/x.zarr/"))) == "s3://bucket/a/x.zarr"
     assert below(Path("project"), Path("s3://bucket/x.zarr")) == Path("s3:/bucket/x.zarr")
