@@ -18,8 +18,9 @@ from tadpipe.cli.main import run
 from tadpipe.datasets.conventions import CONVENTIONS
 from tadpipe.errors import ConfigError, TadpipeError
 from tadpipe.pipeline.feature_export import export_features
-from tadpipe.pipeline.feature_import import ImportReport, import_features
+from tadpipe.pipeline.feature_import import import_features
 from tadpipe.pipeline.feature_provenance import Provenance, state_provenance
+from tadpipe.pipeline.import_report import ImportReport
 from tadpipe.pipeline.pickled_tensors import TENSOR_NAMES
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.ledger import read as read_ledger
