@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -183,22 +180,6 @@ def test_workers_and_scheduler_together_are_refused(videos: Path, tmp_path: Path
         extract([videos], store=tmp_path / "s.zarr", workers=2, scheduler="tcp://x:1", **SETTINGS)
 
 
-def test_two_workers_of_this_machine_share_the_videos(videos: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tadpipe", "extract", videos, "--store", tmp_path / "s.zarr"]
-    options = ["--workers", "2", "--device", "cpu", "--backbone", "videomae-tiny"]
-    answer = subprocess.run(
-        [*map(str, command), *options, "--weights", "random"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
-    )
-    assert answer.returncode == 0, answer.stderr
-    assert "4 videos: 4 done, 0 reused, 0 failed" in answer.stdout
-    assert "distributed" not in answer.stderr
-    store = FeatureStore.open(tmp_path / "s.zarr")
-    assert len(store.videos(store.select())) == 4
-
-
 def test_worker_loads_the_backbone_once(
     job: Job, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +232,32 @@ def test_worker_that_does_not_see_the_store_makes_none(job: Job, tmp_path: Path)
 def test_worker_with_other_weights_refuses_to_work(job: Job) -> None:
     with pytest.raises(CheckpointError, match="same weights under the same path"):
         extract_group(replace(job, weights=KnownWeights("random", 1)), [])
+
+
+def test_worker_without_a_compiler_says_so_and_nothing_of_weights(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_here(device: Any) -> None:
+        raise ConfigError("torch.compile does not work here.", todo="Install a C++ compiler.")
+
+    monkeypatch.setattr("tadpipe.backbones.loading.require_compiler", none_here)
+    with pytest.raises(ConfigError, match=r"worker on [^$]*Install a C\+\+ compiler") as raised:
+        extract_group(replace(job, compile=True), [])
+    assert "weights" not in str(raised.value)
+
+
+def test_worker_that_cannot_have_optical_flow_is_named(job: Job, tmp_path: Path) -> None:
+    assert job.spec.pixels is not None
+    pixels = replace(job.spec.pixels, colour="flow-files", mean=(0.5, 0.5), std=(0.5, 0.5))
+    lost = replace(job, spec=replace(job.spec, pixels=pixels), flow=tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"worker on [^$]*elsewhere"):
+        extract_group(lost, [])
+
+
+def test_worker_without_the_device_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"worker on [^$]*No CUDA device"):
+        extract_group(replace(job, device="cuda"), [])
 
 
 def test_workers_take_turns_at_the_gpus_that_are_offered(monkeypatch: pytest.MonkeyPatch) -> None:
