@@ -209,6 +209,4 @@ def take_complete(waiting: list[VideoRows]) -> Iterator[VideoRows]:
     """Remove and yield the videos that are complete, whichever began first."""
     complete = [video for video in waiting if video.complete]
     waiting[:] = [video for video in waiting if not video.complete]
-    for video in complete:
-        video.seconds = time.monotonic() - video.started
-        yield video
+    yield from complete

@@ -99,6 +99,8 @@ class ClipLanes:
         """Put a video's clips into the line; what went wrong."""
         video.started = time.monotonic()
         try:
+            if not video.is_wanted():
+                return None
             for _, ring in iter_clips(source.frames(video, self.plan), self.plan):
                 video.clips_cut += 1
                 self._line.put(Cut(video, ring))

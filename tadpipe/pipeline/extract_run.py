@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -94,7 +96,7 @@ class ExtractRun:
                 if isinstance(known, VideoError):
                     self._failed(file.name, "", known, 0, 0.0)
             if sha256:
-                yield VideoRows(file, sha256)
+                yield VideoRows(file, sha256, is_wanted=partial(self._is_still_new, sha256))
 
     def _content(self, file: VideoFile) -> str | VideoError:
         try:
@@ -104,8 +106,6 @@ class ExtractRun:
 
     def _is_new(self, file: VideoFile, sha256: str) -> bool:
         self._say_if_renamed(file.name, sha256)
-        if not self.store.has_content(self.report.fid, sha256):
-            self.look_again()
         if self.store.has_content(self.report.fid, sha256):
             self._reused(file.name, sha256)
         elif sha256 in self.copies:
@@ -115,6 +115,11 @@ class ExtractRun:
             return True
         return False
 
+    def _is_still_new(self, sha256: str) -> bool:
+        with self.lock:
+            self.look_again()
+            return not self.store.has_content(self.report.fid, sha256)
+
     def _finish(self, video: VideoRows) -> None:
         with self.lock:
             self._write(video)
@@ -123,13 +128,15 @@ class ExtractRun:
         copies = self.copies.pop(video.content_sha256)
         name, sha256 = video.file.name, video.content_sha256
         if video.error is not None:
+            seconds = time.monotonic() - video.started
             for each in (name, *copies):
                 decoded = video.frames_decoded if each == name else 0
-                self._failed(each, sha256, video.error, decoded, video.seconds)
+                self._failed(each, sha256, video.error, decoded, seconds)
             return
         self.look_again()
-        if self.store.has_content(self.report.fid, sha256):  # another writer was quicker
-            self._reused(name, sha256, video)
+        was_wanted = video.probe is not None
+        if not was_wanted or self.store.has_content(self.report.fid, sha256):  # others were quicker
+            self._reused(name, sha256, video if was_wanted else None)
             for each in copies:
                 self._reused(each, sha256)
             return
@@ -153,7 +160,7 @@ class ExtractRun:
             "done",
             rows=len(features),
             frames_decoded=video.frames_decoded,
-            seconds=video.seconds,
+            seconds=time.monotonic() - video.started,
             bytes=features.size * (2 if self.writer.spec.stored_dtype == "float16" else 4),
         )
         self._record(outcome, sha256)
@@ -183,7 +190,7 @@ class ExtractRun:
         outcome = VideoOutcome(name, "reused", reason, message)
         if decoded is not None:
             outcome = outcome._replace(
-                frames_decoded=decoded.frames_decoded, seconds=decoded.seconds
+                frames_decoded=decoded.frames_decoded, seconds=time.monotonic() - decoded.started
             )
         self._record(outcome, sha256)
 

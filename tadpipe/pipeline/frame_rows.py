@@ -64,10 +64,11 @@ class FrameWindows:
         for video in videos:
             self.under_way = [video]
             try:
-                rows = self._features(video)
-                video.rows.append(rows)
-                video.clips_cut = len(rows)
-                self.source.settle(video, self.plan.span_frames)
+                if video.is_wanted():
+                    rows = self._features(video)
+                    video.rows.append(rows)
+                    video.clips_cut = len(rows)
+                    self.source.settle(video, self.plan.span_frames)
             except VideoError as error:
                 video.error = error
             video.decoding = False

@@ -46,7 +46,7 @@ class VideoRows:
     truncated: bool = False
     error: VideoError | None = None
     started: float = field(default_factory=time.monotonic)
-    seconds: float = 0.0
+    is_wanted: Callable[[], bool] = lambda: True  # asked right before it is decoded
 
     @property
     def complete(self) -> bool:

@@ -14,7 +14,9 @@ from tadpipe.backbones.loading import load_backbone
 from tadpipe.backbones.pixels import prepare
 from tadpipe.config import PixelRecipe
 from tadpipe.errors import ConfigError
+from tadpipe.pipeline.clip_lanes import ClipLanes
 from tadpipe.pipeline.extract import extract
+from tadpipe.pipeline.frame_source import VideoRows
 from tadpipe.pipeline.progress import Silent
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.video.reader import open_frames
@@ -187,6 +189,23 @@ def test_jobs_of_an_array_share_the_videos(videos: Path, tmp_path: Path) -> None
         done += [v.name for v in report.videos]
     assert sorted(done) == ["v0", "v1", "v2"]
     assert len(FeatureStore.open(tmp_path / "s.zarr").videos(report.fid)) == 3
+
+
+def test_video_that_another_run_committed_before_its_turn_is_not_decoded(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "s.zarr"
+    add = ClipLanes.add
+
+    def add_late(lanes: ClipLanes, video: VideoRows) -> None:
+        monkeypatch.setattr(ClipLanes, "add", add)
+        extract([video.file.path], store=store, **SETTINGS)
+        add(lanes, video)
+
+    monkeypatch.setattr(ClipLanes, "add", add_late)
+    report = extract([videos / "v0.mp4"], store=store, **SETTINGS)
+    assert [(v.status, v.frames_decoded) for v in report.videos] == [("reused", 0)]
+    assert FeatureStore.open(store).status().frames_decoded == 70
 
 
 def test_interrupted_run_keeps_what_was_finished(videos: Path, tmp_path: Path) -> None:
