@@ -8,9 +8,10 @@ Shapes: B batch, C channels, T window length, G ground-truth actions.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -90,12 +91,26 @@ class WindowLoader:
 
 
 def read_ahead(make: Callable[[int], Made], first: int, last: int, ahead: int) -> Iterator[Made]:
-    """make(first) to make(last - 1) in order, up to `ahead` of them made before they are taken."""
+    """make(first) to make(last - 1) in order, up to `ahead` of them made before they are taken.
+
+    After one that fails no other is begun: where storage does not answer, each would wait for it.
+    """
+    has_failed = threading.Event()
+
+    def made(step: int) -> Made:
+        if has_failed.is_set():
+            raise CancelledError
+        try:
+            return make(step)
+        except BaseException:
+            has_failed.set()
+            raise
+
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
         waiting: deque[Future[Made]] = deque()
         try:
             for step in range(first, last):
-                waiting.append(pool.submit(make, step))
+                waiting.append(pool.submit(made, step))
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:

@@ -20,13 +20,14 @@ from typing import Any, NamedTuple
 from tadpipe.errors import NoAnswerError, StoreError
 from tadpipe.location import Address
 
-# Bounds how long an endpoint that does not answer is waited for: about a minute in all.
+# Bounds how long an endpoint that does not answer is waited for: about a minute in all, as two
+# attempts of botocore are made twice by s3fs, which where it reads content does that twice.
 _S3_CONNECTION = {
     "connect_timeout": 5,
-    "read_timeout": 15,
+    "read_timeout": 8,
     "retries": {"mode": "standard", "total_max_attempts": 2},
 }
-_S3_ROUNDS = 2  # s3fs asks again on top of that
+_S3_ROUNDS = 2
 _DENIED = ("AccessDenied", "Access Denied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNot")
 
 
@@ -280,7 +281,7 @@ def _storage_error(place: str, error: Exception) -> NoAnswerError:
         return NoAnswerError(
             "The object storage does not answer.",
             f"{place}: {kind}: {text}",
-            "Check the network and AWS_ENDPOINT_URL, then run the same command again; whatever "
-            "was finished before is safe.",
+            "Check the network and AWS_ENDPOINT_URL, then run the same command again "
+            "(train-detector, e2e: with --resume); whatever was finished before is safe.",
         )
     return NoAnswerError("The object storage failed.", f"{place}: {kind}: {text}")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tadpipe.annotations import Action, Video
-from tadpipe.datasets.loader import Batch, WindowLoader
+from tadpipe.datasets.loader import Batch, WindowLoader, read_ahead
 from tadpipe.datasets.sources import FeatureSource
 from tadpipe.datasets.windows import TrainingWindows, WindowConfig
-from tadpipe.errors import ConfigError
+from tadpipe.errors import ConfigError, StoreError
 from tests.unit.datasets.in_memory import MemoryTable, ramp
 
 
@@ -74,3 +74,18 @@ def test_an_error_while_reading_ahead_reaches_the_caller() -> None:
 def test_fewer_videos_than_a_batch_is_an_error_that_says_what_to_set() -> None:
     with pytest.raises(ConfigError, match=r"training\.batch_size=1"):
         loader(1, batch_size=2)
+
+
+def test_nothing_is_made_after_what_failed() -> None:
+    made: list[int] = []
+
+    def make(step: int) -> int:
+        made.append(step)
+        if step == 1:
+            raise StoreError("The object storage does not answer.")
+        return step
+
+    batches = read_ahead(make, 0, 10, ahead=4)
+    with pytest.raises(StoreError):
+        list(batches)
+    assert made == [0, 1]
