@@ -23,7 +23,7 @@ from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.location import location
 from tadpipe.pipeline.clip_batches import batch_of, decoders_of
 from tadpipe.pipeline.device import resolve_device
-from tadpipe.pipeline.extract_checks import check_store, check_workers
+from tadpipe.pipeline.extract_checks import check_store, check_workers, compiling
 from tadpipe.pipeline.extract_plan import plan_extraction
 from tadpipe.pipeline.extract_recipes import with_recipe
 from tadpipe.pipeline.extract_report import ExtractReport
@@ -255,7 +255,7 @@ def extract_features(
             opened = FeatureStore.create(report.store)
             if annotations is not None:
                 opened.set_annotations(annotations)
-            with opened.writer(spec) as writer:
+            with compiling(spec), opened.writer(spec) as writer:
                 ExtractRun(report, opened, writer, batches, progress).over(files)
     report.seconds = time.monotonic() - started
     return report

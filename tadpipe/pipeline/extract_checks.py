@@ -1,11 +1,13 @@
 """What can be known to be wrong with an extraction before its backbone is loaded.
 
 A large backbone takes minutes to load; a store that cannot be written is said before. Nothing is
-made here.
+made here. Whether torch can compile a backbone shows with its first clips alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -13,6 +15,7 @@ from tadpipe.errors import ConfigError
 from tadpipe.location import Address, Location, location
 from tadpipe.store.durable import writing
 from tadpipe.store.feature_store import HDF5_SUFFIXES, FeatureStore, check_name
+from tadpipe.store.metadata import FeatureSpec
 from tadpipe.store.zarr_folder import is_free
 
 
@@ -55,6 +58,29 @@ def check_workers(workers: int | None, scheduler: str | None) -> None:
             f"--workers {workers} --scheduler {scheduler}",
             "Give one of them; the cluster has the workers that were started for it.",
         )
+
+
+@contextmanager
+def compiling(spec: FeatureSpec) -> Iterator[None]:
+    """Tell that torch could not compile a backbone from what is wrong with a video or a worker.
+
+    Raises:
+        ConfigError: torch gave up on it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException  # seconds, and no use before
+
+        if not isinstance(error, TorchDynamoException):
+            raise
+        text = str(error).removeprefix("backend='inductor' raised:").strip()
+        reason = text.splitlines()[0] if text else type(error).__name__
+        raise ConfigError(
+            "torch.compile does not work for this backbone.",
+            f"{spec.backbone}, {spec.compute_dtype}: {reason}",
+            "Leave --compile out; --debug shows what torch says.",
+        ) from error
 
 
 def _is_hdf5(place: Location) -> bool:

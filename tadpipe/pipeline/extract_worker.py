@@ -25,6 +25,7 @@ from tadpipe.errors import CheckpointError, ConfigError, StoreError, TadpipeErro
 from tadpipe.location import location
 from tadpipe.pipeline.clip_batches import batch_of, decoders_of
 from tadpipe.pipeline.device import resolve_device
+from tadpipe.pipeline.extract_checks import compiling
 from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
 from tadpipe.pipeline.extract_run import ExtractRun, Runner
 from tadpipe.pipeline.known_weights import KnownWeights
@@ -136,7 +137,8 @@ class _Session:
         run.report.videos = []
         run.look_again()
         try:
-            run.over([sent.file for sent in group])
+            with compiling(self.job.spec):
+                run.over([sent.file for sent in group])
         except _AskedToLeave:
             self.close()
         return run.report.videos

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._dynamo.exc import TorchDynamoException
 
+from tadpipe.backbones.loading import load_backbone
 from tadpipe.errors import ConfigError, StoreError, TadpipeError
 from tadpipe.pipeline.extract import extract
 from tadpipe.pipeline.extract_checks import check_store
 from tadpipe.store.feature_store import FeatureStore
+from tests.corpus import make_video
 
 BOTH = [None, 2]  # this process, or workers
 
@@ -114,3 +117,17 @@ def test_store_may_be_made_in_an_empty_folder(tmp_path: Path) -> None:
 
 def test_dry_run_needs_no_place_that_can_be_written() -> None:
     check_store("file/s.zarr", several=False, dry_run=True)
+
+
+def test_backbone_that_torch_cannot_compile_is_told_from_a_defect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise TorchDynamoException("backend='inductor' raised:\nCppCompileError: out of memory")
+
+    backbone = load_backbone("videomae-tiny", "random")
+    monkeypatch.setattr("tadpipe.pipeline.extract_spec.load_backbone", lambda *_, **__: backbone)
+    monkeypatch.setattr(type(backbone), "forward", fail)
+    make_video(Path("v.mp4"), frames=20)
+    with pytest.raises(ConfigError, match=r"videomae-tiny[^$]*out of memory[^$]*--compile"):
+        begin()
