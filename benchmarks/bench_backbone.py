@@ -2,10 +2,11 @@
 
 For transformers the baseline is the attention of every public VideoMAE release, in a few lines: it
 builds the N x N matrix of each head. For backbones of convolutions or attention windows it is one
-clip per forward pass, as the public scripts have it, against the padded batch of `tadpipe extract`.
-Random weights, float32, inference mode.
+clip per forward pass, as the public scripts have it, against the padded batch of `tadpipe extract`;
+the same batch is also run with weights and clips in the channels-last layout and, with --compile,
+through torch.compile. Random weights, float32, inference mode.
 Run: python benchmarks/bench_backbone.py [--json PATH] [--repeats N] [--batch N] [--threads N]
-[--names A,B]
+[--names A,B] [--compile]
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tadpipe.backbones.loading import load_backbone
+from tadpipe.backbones.protocol import Backbone
 from tadpipe.backbones.videomae import VideoMAE
 from tadpipe.backbones.videomae_blocks import Attention
 from tadpipe.config import write_atomically
@@ -39,9 +41,9 @@ ATTENTION_HEAD = """\
 |---|---|---|---|---|---|---|"""
 BATCH_HEAD = """\
 | backbone | clip | batch of {batch}, CPU s per clip: median (min) \
-| one by one: median (min) | one / batch (minima) | clips per CPU s \
-| largest difference, of values up to |
-|---|---|---|---|---|---|---|"""
+| one by one: median (min) | one / batch (minima) | channels-last (min) | batch / channels-last \
+| compiled (min) | batch / compiled | clips per CPU s | largest difference, of values up to |
+|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def eager_forward(layer: Attention, x: Tensor, *_window: int) -> Tensor:
@@ -92,30 +94,63 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     }
 
 
-def measure_batches(name: str, repeats: int, batch: int) -> dict[str, Any]:
+def channels_last(name: str) -> Backbone:
+    """A backbone with the weights of its convolutions in that layout."""
     model = load_backbone(name, "random")
     assert isinstance(model, torch.nn.Module)
-    side = model.pixels.size
-    clips = torch.randn(batch, model.pixels.channels, model.clip_len, side, side)
-    times: dict[str, list[float]] = {"one": [], "batch": []}
+    for weight in model.parameters():
+        layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.dim())
+        if layout is not None:
+            weight.data = weight.data.contiguous(memory_format=layout)
+    return model
+
+
+class Batch:
+    """A window backbone on one batch of clips, in each way that is to be compared."""
+
+    def __init__(self, name: str, batch: int, compiled: bool) -> None:
+        model = load_backbone(name, "random")
+        side = model.pixels.size
+        clips = torch.randn(batch, model.pixels.channels, model.clip_len, side, side)
+        self.ways: dict[str, tuple[Backbone, Tensor]] = {
+            "batch": (model, clips),
+            "one": (model, clips[:1]),
+            "last": (channels_last(name), clips.to(memory_format=torch.channels_last_3d)),
+        }
+        if compiled:
+            self.ways["compiled"] = (load_backbone(name, "random"), clips)
+            self.ways["compiled"][0].compile_trunk()
+
+    def features(self, way: str) -> Tensor:
+        model, clips = self.ways[way]
+        return model(clips)
+
+
+def measure_batches(name: str, repeats: int, batch: int, compiled: bool) -> dict[str, Any]:
+    case = Batch(name, batch, compiled)
+    times: dict[str, list[float]] = {way: [] for way in case.ways}
     with torch.inference_mode():
-        alone, together = model(clips[:1]), model(clips)[:1]  # also the warm-up
-        for _ in range(repeats):  # in turns, so that other load strikes both
-            for key, part in (("one", clips[:1]), ("batch", clips)):
+        first = {way: case.features(way)[:1] for way in case.ways}  # also the warm-up
+        for _ in range(repeats):  # in turns, so that other load strikes all
+            for way in case.ways:
                 before = time.process_time()
-                model(part)
-                times[key].append((time.process_time() - before) / len(part))
-    medians = {key: statistics.median(values) for key, values in times.items()}
+                rows = case.features(way)
+                times[way].append((time.process_time() - before) / len(rows))
+    model, clips = case.ways["batch"]
+    assert isinstance(model, torch.nn.Module)
     return {
         "name": name,
         "clip": list(clips.shape[1:]),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "batch_sec": {"median": medians["batch"], "minimum": min(times["batch"])},
-        "one_sec": {"median": medians["one"], "minimum": min(times["one"])},
-        "ratio_of_minima": min(times["one"]) / min(times["batch"]),
-        "clips_per_cpu_sec": 1 / medians["batch"],
-        "max_abs_difference": float((alone - together).abs().max()),
-        "max_abs_feature": float(alone.abs().max()),
+        "sec": {
+            way: {"median": statistics.median(values), "minimum": min(values)}
+            for way, values in times.items()
+        },
+        "batch_over": {way: min(times["batch"]) / min(values) for way, values in times.items()},
+        "max_abs_difference": {
+            way: float((rows - first["one"]).abs().max()) for way, rows in first.items()
+        },
+        "max_abs_feature": float(first["one"].abs().max()),
     }
 
 
@@ -129,14 +164,15 @@ def attention_line(row: dict[str, Any]) -> str:
 
 
 def batch_line(row: dict[str, Any]) -> str:
-    batch, one = row["batch_sec"], row["one_sec"]
-    return (
-        f"| {row['name']} | {' x '.join(map(str, row['clip']))} "
-        f"| {batch['median']:.3f} ({batch['minimum']:.3f}) "
-        f"| {one['median']:.3f} ({one['minimum']:.3f}) | {row['ratio_of_minima']:.2f} "
-        f"| {row['clips_per_cpu_sec']:.2f} "
-        f"| {row['max_abs_difference']:.1e}, {row['max_abs_feature']:.1e} |"
-    )
+    sec, ratio = row["sec"], row["batch_over"]
+    cells = [row["name"], " x ".join(map(str, row["clip"]))]
+    cells += [f"{sec[way]['median']:.3f} ({sec[way]['minimum']:.3f})" for way in ("batch", "one")]
+    cells.append(f"{1 / ratio['one']:.2f}")
+    for way in ("last", "compiled"):
+        cells += [f"{sec[way]['minimum']:.3f}", f"{ratio[way]:.2f}"] if way in sec else ["-", "-"]
+    cells.append(f"{1 / sec['batch']['median']:.2f}")
+    cells.append(f"{max(row['max_abs_difference'].values()):.1e}, {row['max_abs_feature']:.1e}")
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -145,6 +181,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=PADDED_BATCH, help="clips of a full batch")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true", help="also compiled ones")
     parser.add_argument("--names", default=",".join(NAMES + WINDOW_NAMES))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -165,7 +202,9 @@ def main() -> None:
         print(attention_line(report["attention"][-1]), flush=True)
     print(BATCH_HEAD.format(batch=arguments.batch))
     for name in [name for name in names if name in WINDOW_NAMES]:
-        report["batches"].append(measure_batches(name, arguments.repeats, arguments.batch))
+        report["batches"].append(
+            measure_batches(name, arguments.repeats, arguments.batch, arguments.compile)
+        )
         print(batch_line(report["batches"][-1]), flush=True)
     print(json.dumps(report, indent=1))
     if arguments.json:

@@ -4,7 +4,8 @@ Films of 340x256 pixels through the smallest backbone at a stride so wide that d
 The ceiling is measured in the same run: the same films decoded by two plain processes against one,
 no tadpipe around them. Rounds alternate, so that other load on the machine meets all alike; rates
 of extraction are taken from the ledger, between the start of the first video and the end of the
-last, so that starting Python counts for nobody; `command_sec` has it all.
+last, so that starting Python counts for nobody; `command_sec` has it all. One worker is also run
+with two decoders.
 Run: python benchmarks/bench_workers.py [--films 24] [--frames 3600] [--rounds 2] [--json PATH]
 """
 
@@ -39,6 +40,7 @@ print(count, started, time.monotonic())
 """
 SETTINGS = ["--backbone", "videomae-tiny", "--weights", "random", "--device", "cpu"]
 STRIDE = "1200"
+WAYS = (("extract_1", 1, 1), ("extract_2", 2, 1), ("extract_1_decoders_2", 1, 2))
 
 
 def decode(films: list[Path], processes: int) -> float:
@@ -66,11 +68,12 @@ def decode(films: list[Path], processes: int) -> float:
     return sum(t[0] for t in told) / (max(t[2] for t in told) - min(t[1] for t in told))
 
 
-def extract(folder: Path, workers: int) -> tuple[float, float]:
+def extract(folder: Path, workers: int, decoders: int = 1) -> tuple[float, float]:
     """Frames per second of an extraction, and seconds of the whole command."""
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch, "s.zarr")
-        words = ["extract", folder, "--store", store, "--stride", STRIDE, "--workers", workers]
+        words = ["extract", folder, "--store", store, "--stride", STRIDE]
+        words += ["--workers", workers, "--decoders", decoders]
         started = time.monotonic()
         subprocess.run(
             [sys.executable, "-m", "tadpipe", *map(str, words), *SETTINGS],
@@ -104,9 +107,10 @@ def main() -> None:
         for _ in range(options.rounds):
             for count in (1, 2):
                 rates.setdefault(f"decode_{count}", []).append(decode(films, count))
-                rate, seconds = extract(folder, count)
-                rates.setdefault(f"extract_{count}", []).append(rate)
-                commands.setdefault(f"extract_{count}", []).append(seconds)
+            for name, workers, decoders in WAYS:
+                rate, seconds = extract(folder, workers, decoders)
+                rates.setdefault(name, []).append(rate)
+                commands.setdefault(name, []).append(seconds)
     middle = {name: statistics.median(values) for name, values in rates.items()}
     ceiling = middle["decode_2"] / middle["decode_1"]
     ratio = middle["extract_2"] / middle["extract_1"]
@@ -125,6 +129,7 @@ def main() -> None:
             "extraction": round(ratio, 2),
             "share_of_ceiling": round(ratio / ceiling, 2),
         },
+        "two_decoders_against_one": round(middle["extract_1_decoders_2"] / middle["extract_1"], 2),
     }
     print(json.dumps(told, indent=1))
     if options.json:
