@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -84,10 +87,29 @@ def local_workers(count: int, device: str) -> Iterator[Client]:
     with (
         _environment_kept(),
         dask.config.set({**SETTINGS, **share}),
-        SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL) as cluster,
+        _started(workers, scheduler) as cluster,
         Client(cluster) as client,
     ):
         yield client
+
+
+def _started(workers: dict[int, dict[str, Any]], scheduler: dict[str, Any]) -> SpecCluster:
+    """The cluster, once it is whole: one that is left while it starts ends in tracebacks.
+
+    It starts in a thread with SIGINT blocked, which the processes inherit. An interrupted command
+    waits for the few seconds and then closes it.
+    """
+    resource_tracker.ensure_running()  # in that thread it would let Ctrl-C through again
+    with ThreadPoolExecutor(
+        1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, {signal.SIGINT})
+    ) as starter:
+        starting = starter.submit(SpecCluster, workers, scheduler, silence_logs=logging.CRITICAL)
+        try:
+            return starting.result()
+        except BaseException:
+            with suppress(Exception):
+                starting.result().close()
+            raise
 
 
 def gpus_for(device: str) -> list[str]:
