@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import google_crc32c
 import numpy as np
 
 from tadpipe.errors import NoAnswerError, StoreError
@@ -134,25 +135,7 @@ def shard_index(present_rows: int, shard_rows: int, row_bytes: int) -> bytes:
     entries[:present, 0] = np.arange(present, dtype="<u8") * chunk_bytes
     entries[:present, 1] = chunk_bytes
     raw = entries.tobytes()
-    return raw + crc32c(raw).to_bytes(4, "little")
-
-
-@lru_cache(maxsize=1)
-def _crc32c_table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
-
-
-def crc32c(raw: bytes) -> int:
-    """CRC-32C (Castagnoli) as the sharding index needs it; a few KB at a time."""
-    table, crc = _crc32c_table(), 0xFFFFFFFF
-    for byte in raw:
-        crc = (crc >> 8) ^ table[(crc ^ byte) & 0xFF]
-    return crc ^ 0xFFFFFFFF
+    return raw + google_crc32c.value(raw).to_bytes(4, "little")
 
 
 class Flaw(NamedTuple):
@@ -302,7 +285,7 @@ class ShardedRows:
         if size != present * row_bytes + len(index):
             return f"{name}: {size} bytes, not {present * row_bytes + len(index)}"
         found = self._files.read_range(key, size - len(index), size)
-        if found != index and crc32c(found[:-4]).to_bytes(4, "little") != found[-4:]:
+        if found != index and google_crc32c.value(found[:-4]).to_bytes(4, "little") != found[-4:]:
             return f"{name}: its index is damaged"
         return ""
 
