@@ -26,7 +26,10 @@ BASE = {
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     **{unit: (BASE, set()) for unit in BASE},
     "video": (BASE, {"av", "decord", "numpy"}),
-    "store": (BASE, {"zarr", "h5py", "dask", "numpy", "xxhash", "numcodecs", "fsspec"}),
+    "store": (
+        BASE,
+        {"zarr", "h5py", "dask", "numpy", "xxhash", "numcodecs", "fsspec", "google_crc32c"},
+    ),
     "evaluation": (BASE, {"numpy", "pandas"}),
     "backbones": (BASE, {"torch", "safetensors", "huggingface_hub"}),
     "sampling": (BASE, {"torch"}),
