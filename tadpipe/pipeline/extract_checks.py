@@ -14,8 +14,9 @@ from tempfile import TemporaryFile
 from tadpipe.errors import ConfigError
 from tadpipe.location import Address, Location, location
 from tadpipe.store.durable import writing
-from tadpipe.store.feature_store import HDF5_SUFFIXES, FeatureStore, check_name
+from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.metadata import FeatureSpec
+from tadpipe.store.store_names import HDF5_SUFFIXES, check_name
 from tadpipe.store.zarr_folder import is_free
 
 

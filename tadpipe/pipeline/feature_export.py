@@ -22,7 +22,6 @@ from tadpipe.pipeline.extract_report import VideoOutcome
 from tadpipe.pipeline.progress import SILENT, Progress
 from tadpipe.pipeline.video_files import printable
 from tadpipe.store.feature_files import (
-    HDF5_SUFFIXES,
     FeatureFileReason,
     npy_bytes,
     npz_bytes,
@@ -30,6 +29,7 @@ from tadpipe.store.feature_files import (
 )
 from tadpipe.store.feature_store import FeatureStore, StoredFeatures
 from tadpipe.store.feature_view import FeatureView
+from tadpipe.store.store_names import HDF5_SUFFIXES
 
 LONGEST_NAME = 200  # bytes; file systems allow 255 with the suffix
 SIDE_FILE = "features.json"

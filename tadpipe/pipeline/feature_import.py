@@ -32,7 +32,6 @@ from tadpipe.pipeline.progress import SILENT, Progress
 from tadpipe.pipeline.video_files import printable
 from tadpipe.registry import resolve
 from tadpipe.store.feature_files import (
-    HDF5_SUFFIXES,
     PICKLE_SUFFIXES,
     FeatureFileError,
     FeatureFileReason,
@@ -44,12 +43,15 @@ from tadpipe.store.feature_files import (
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.ledger import LedgerRow
 from tadpipe.store.metadata import VideoRow
+from tadpipe.store.store_names import HDF5_SUFFIXES
 from tadpipe.store.writer import StoreWriter
 
 logger = logging.getLogger(__name__)
 
 TENSOR_SUFFIXES = frozenset({".pt", ".pth"})
-SUFFIXES = frozenset({".npy", ".npz", ".csv"}) | TENSOR_SUFFIXES | PICKLE_SUFFIXES | HDF5_SUFFIXES
+SUFFIXES = (
+    frozenset({".npy", ".npz", ".csv"}) | TENSOR_SUFFIXES | PICKLE_SUFFIXES | {*HDF5_SUFFIXES}
+)
 Array = np.ndarray[Any, Any]
 
 

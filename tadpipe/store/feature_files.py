@@ -21,7 +21,6 @@ import numpy as np
 from tadpipe.errors import StoreError
 from tadpipe.store.restricted_pickle import RefusedPickleError, load_arrays
 
-HDF5_SUFFIXES = frozenset({".h5", ".hdf5"})
 PICKLE_SUFFIXES = frozenset({".pkl", ".pickle"})
 HACS_KEYS = ("slow_feature", "fast_feature")  # each [1, C_i, T]
 MAX_BYTES = 16 * 2**30  # of one video's features; more than this is a damaged or hostile file

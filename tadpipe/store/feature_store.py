@@ -29,12 +29,11 @@ from tadpipe.store.merging import MergeReport, merge
 from tadpipe.store.metadata import FeatureSpec, VideoRow
 from tadpipe.store.object_folder import ObjectFolder
 from tadpipe.store.objects import Objects
+from tadpipe.store.store_names import HDF5_SUFFIXES, check_name, not_there
 from tadpipe.store.summary import StoreInfo, StoreStatus, store_info, store_status
 from tadpipe.store.verify import Finding
 from tadpipe.store.writer import PART_ROWS, StoreWriter
 from tadpipe.store.zarr_folder import ZarrFolder
-
-HDF5_SUFFIXES = (".h5", ".hdf5")
 
 
 class StoredFeatures:
@@ -86,11 +85,11 @@ class FeatureStore:
         path = location(path)
         if isinstance(path, Address):
             if not cls.exists(path):
-                raise _not_there(path, Objects(path.parent).folders(""))
+                raise not_there(path, Objects(path.parent).folders(""))
             return cls(ObjectFolder(path), mode == "a")
         if not path.exists():
             beside = path.parent.iterdir() if path.parent.is_dir() else ()
-            raise _not_there(path, [place.name for place in beside])
+            raise not_there(path, [place.name for place in beside])
         if path.is_dir():
             return cls(ZarrFolder(path), mode == "a")
         from tadpipe.store.hdf5 import Hdf5File  # h5py takes 0.2 s to import
@@ -395,30 +394,3 @@ def _same(one: Location, other: Location) -> bool:
     if isinstance(one, Path) and isinstance(other, Path):
         return one.resolve() == other.resolve()
     return one == other
-
-
-def check_name(path: Location) -> None:
-    """Refuse a name for a new store that does not say what kind of store it is.
-
-    Raises:
-        ConfigError: it ends in neither .zarr nor .h5 nor .hdf5.
-    """
-    kinds = (".zarr",) if isinstance(path, Address) else (".zarr", *HDF5_SUFFIXES)
-    if path.suffix.lower() not in kinds:
-        raise ConfigError(
-            "The name of a new store says what kind it is.",
-            f"{path}: ends in none of {', '.join(kinds)}",
-            f"Name it {path}.zarr (a folder, any number of writers)"
-            + ("." if len(kinds) == 1 else f" or {path}.h5 (one file, one writer)."),
-        )
-
-
-def _not_there(path: Location, beside: Sequence[str]) -> StoreError:
-    """There is no store; perhaps one of its neighbours is meant."""
-    near = nearest(path.name, [name for name in beside if not name.startswith(".")])
-    hint = f"Did you mean {path.parent / near[0]}? " if near else ""
-    return StoreError(
-        "The feature store does not exist.",
-        str(path),
-        f"{hint}tadpipe extract --store {path} makes it.",
-    )
