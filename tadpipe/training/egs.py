@@ -5,8 +5,10 @@ without a graph; detector forward and backward down to the features; encode the 
 once more, in micro-batches, and pass the features' gradient on. The encoder's gradient equals that
 of one pass over the chosen snippets, at the memory of one micro-batch. Where one micro-batch holds
 all snippets and all get gradients, the graph of the first pass is kept instead.
-Ours, not the paper's: `strategy = "gradient"`, which chooses by the gradient of the second stage.
-Order: EgsConfig -> Clips -> choose_snippets -> encode, backward_sampled -> egs_backward.
+Ours, not the paper's: `strategy = "gradient"`, which draws by the gradients of the second stage
+and divides them by the probability of the draw, so that their mean is the full gradient.
+Order: EgsConfig -> Clips -> choose_snippets, draw_by_gradient -> encode, backward_sampled ->
+egs_backward.
 Shapes: B videos, M snippets of each, A chosen ones, C channels, F x H x W pixels of a clip, N
 clips of any videos.
 """
@@ -101,7 +103,6 @@ def choose_snippets(
     config: EgsConfig,
     generator: Generator,
     mask: Tensor | None = None,
-    feature_grad: Tensor | None = None,
 ) -> Tensor:
     """Snippets of each video that get gradients, int64 [B, A], sorted.
 
@@ -109,45 +110,92 @@ def choose_snippets(
         features: [B, C, M].
         mask: [B, M], the first ones of each video; shorter videos keep the share of what they
             have, and NONE fills their rows up.
-        feature_grad: [B, C, M]; read by "gradient" only, which takes the snippets where its norm
-            is largest.
     Raises:
-        ConfigError: "gradient" before the detector's backward pass, as with features known before.
+        ConfigError: "gradient", for which features alone do not do.
     """
-    counts = [features.shape[2]] * len(features)
-    if mask is not None:
-        counts = mask.sum(dim=1).tolist()
     if config.strategy == "gradient":
-        if feature_grad is None:
-            raise ConfigError(
-                "Snippets are chosen by gradients only after the detector's backward pass.",
-                "egs.strategy = gradient, with features known before",
-                "Use another strategy, or encode all snippets.",
-            )
-        chosen = [
-            _strongest(grad[:, :count], config.effective_ratio(count))
-            for grad, count in zip(feature_grad, counts, strict=True)
-        ]
-    else:
-        guided = config.strategy in FEATURE_GUIDED
-        chosen = [
-            select_snippets(
-                count,
-                config.effective_ratio(count),
-                config.strategy,
-                features=video.T[:count].cpu() if guided else None,
-                generator=generator,
-            )
-            for video, count in zip(features.detach(), counts, strict=True)
-        ]
+        raise ConfigError(
+            "Snippets are chosen by gradients only after the detector's backward pass.",
+            "egs.strategy = gradient, with features known before",
+            "Use another strategy, or encode all snippets.",
+        )
+    guided = config.strategy in FEATURE_GUIDED
+    chosen = [
+        select_snippets(
+            count,
+            config.effective_ratio(count),
+            config.strategy,
+            features=video.T[:count].cpu() if guided else None,
+            generator=generator,
+        )
+        for video, count in zip(features.detach(), _counts(features, mask), strict=True)
+    ]
     return nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=NONE)
 
 
-def _strongest(grad: Tensor, ratio: float) -> Tensor:
-    """The snippets with the largest gradients [C, N], sorted, int64 [M]; of equals the earlier."""
-    kept = snippet_count(grad.shape[1], ratio)
-    order = grad.norm(dim=0).cpu().argsort(descending=True, stable=True)  # [N]
-    return order[:kept].sort().values
+def draw_by_gradient(
+    feature_grad: Tensor, config: EgsConfig, generator: Generator, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Snippets with probabilities proportional to the norms of their features' gradients.
+
+    Importance sampling: of all unbiased choices of so many the one whose error is smallest while
+    nothing is known of the encoder.
+
+    Args:
+        feature_grad: [B, C, M].
+        mask: [B, M], the first ones of each video.
+    Returns:
+        int64 [B, A], sorted, NONE fills up; and the gradients [B, C, M], those of the chosen
+        divided by the probability of being chosen.
+    """
+    scaled, chosen = feature_grad.clone(), []
+    norms = feature_grad.norm(dim=1).nan_to_num(nan=0.0, posinf=1e30)  # [B, M]; float16 overflows
+    for video, count in enumerate(_counts(feature_grad, mask)):
+        kept = snippet_count(count, config.effective_ratio(count))
+        places, chance = sample_by_size(norms[video, :count], kept, generator)
+        chosen.append(places)
+        scaled[video][:, places.to(scaled.device)] /= chance.to(scaled)
+    return nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=NONE), scaled
+
+
+@torch.no_grad()
+def sample_by_size(sizes: Tensor, k: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """k items with probabilities proportional to their sizes; where that is above 1, they are sure.
+
+    The draws are systematic (Madow 1949): one random offset, then equal steps along the sizes
+    added up, so that neighbours are seldom drawn together.
+
+    Args:
+        sizes: [N] >= 0, N >= k; all 0 counts as all equal.
+    Returns:
+        int64 [k] sorted, and float64 [k], the probability with which each was to be drawn.
+    """
+    rest = sizes.double().cpu()
+    rest = rest.clamp_min(float(rest.max()) * 1e-12) if rest.any() else torch.ones_like(rest)
+    chance = torch.zeros_like(rest)
+    sure = torch.zeros(len(rest), dtype=torch.bool)
+    while not bool(sure.sum() == k):
+        chance = torch.where(sure, 1.0, rest * (k - sure.sum()) / rest[~sure].sum())
+        more = (chance >= 1) & ~sure
+        if not more.any():
+            break
+        sure |= more
+    open_places = (~sure).nonzero()[:, 0]
+    missing = k - int(sure.sum())
+    offset = torch.rand((), dtype=torch.float64, generator=generator)
+    ends = chance[open_places].cumsum(0)
+    drawn = torch.searchsorted(ends, offset + torch.arange(missing), right=True)
+    drawn = open_places[drawn.clamp(max=max(len(open_places) - 1, 0))]
+    chosen = torch.cat((sure.nonzero()[:, 0], drawn)).sort().values
+    return chosen, torch.where(sure, 1.0, chance)[chosen]
+
+
+def _counts(features: Tensor, mask: Tensor | None) -> list[int]:
+    """Snippets of each video."""
+    if mask is None:
+        return [features.shape[2]] * len(features)
+    counts: list[int] = mask.sum(dim=1).tolist()
+    return counts
 
 
 @torch.no_grad()
@@ -219,9 +267,10 @@ def egs_backward(
 ) -> EgsPass:
     """Gradients of detector and encoder for one batch, added to what the parameters hold.
 
-    The gradient is not divided by the ratio. The encoder runs in eval mode, in both passes alike:
-    a random layer or batch statistics would make the second features differ from those whose
-    gradient is passed on. Gradients of parameters that do not train are not computed.
+    The gradient is not divided by the ratio (but see `draw_by_gradient`). The encoder runs in eval
+    mode, in both passes alike: a random layer or batch statistics would make the second features
+    differ from those whose gradient is passed on. Gradients of parameters that do not train are
+    not computed.
 
     Args:
         clips: [B, M, 3, F, H, W] on any device, or what makes them.
@@ -249,12 +298,15 @@ def egs_backward(
         total = torch.stack(list(losses.values())).sum()
         (total if scale is None else scale(total)).backward()
         assert features.grad is not None
-        if snippets is None:
-            snippets = choose_snippets(features, config, generator, source.mask, features.grad)
+        passed_on = features.grad
+        if snippets is None and config.strategy == "gradient":
+            snippets, passed_on = draw_by_gradient(features.grad, config, generator, source.mask)
+        elif snippets is None:
+            snippets = choose_snippets(features, config, generator, source.mask)
         if kept is not None:
-            kept.backward(features.grad)
+            kept.backward(passed_on)
         elif trains:
-            backward_sampled(encoder, source, features.grad, snippets, config.micro_batch)
+            backward_sampled(encoder, source, passed_on, snippets, config.micro_batch)
     detached = {name: loss.detach() for name, loss in losses.items()}
     return EgsPass(detached, features.detach(), features.grad, snippets)
 

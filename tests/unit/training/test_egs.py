@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from tadpipe.errors import ConfigError
-from tadpipe.training.egs import NONE, EgsConfig, choose_snippets, egs_backward, encode
+from tadpipe.training.egs import (
+    NONE,
+    EgsConfig,
+    choose_snippets,
+    draw_by_gradient,
+    egs_backward,
+    encode,
+    sample_by_size,
+)
 
 VIDEOS, SNIPPETS, CHANNELS = 2, 10, 5
 
@@ -162,19 +170,49 @@ def test_one_micro_batch_of_all_snippets_is_encoded_once(micro_batch: int, passe
     assert len(calls) == passes
 
 
-def test_gradient_takes_the_snippets_with_the_largest_feature_gradients() -> None:
+def test_gradients_are_drawn_by_size_and_divided_by_their_chance() -> None:
     grad = torch.zeros(2, CHANNELS, 6)  # [B, C, M]
-    grad[0, :, :] = torch.tensor([0.1, -5.0, 0.2, 3.0, 0.0, -0.3])
-    grad[1, 0, :] = torch.tensor([1.0, 1.0, 2.0, 1.0, 9.0, 9.0])  # the last two are padding
+    grad[0, 0] = torch.tensor([1.0, -20.0, 1.0, 1.0, 1.0, 0.0])
+    grad[1, 1] = torch.tensor([1.0, 1.0, 2.0, 1.0, 9.0, 9.0])  # the last two are padding
     mask = torch.arange(6) < torch.tensor([[6], [4]])
     config = EgsConfig(ratio=0.5, strategy="gradient")
-    chosen = choose_snippets(torch.zeros_like(grad), config, torch.Generator(), mask, grad)
-    assert chosen.tolist() == [[1, 3, 5], [0, 2, NONE]]  # of equals the earlier
+    chosen, scaled = draw_by_gradient(grad, config, torch.Generator().manual_seed(0), mask)
+    assert 1 in chosen[0]
+    assert 5 not in chosen[0]
+    assert chosen[1, 2] == NONE
+    assert scaled[0, 0, chosen[0]].tolist() == [-20.0 if m == 1 else 2.0 for m in chosen[0]]
+    assert scaled[1, 1, chosen[1, :2]].tolist() == pytest.approx([2.5, 2.5])
 
 
-def test_gradients_of_what_gradient_chose_are_those_of_one_pass() -> None:
-    chosen, encoder, _ = run(EgsConfig(ratio=0.3, strategy="gradient", micro_batch=2))
-    wanted, _ = one_pass(*parts(), chosen)
+def test_drawn_gradients_are_the_full_ones_on_average() -> None:
+    grad = torch.randn(1, CHANNELS, 12, generator=torch.Generator().manual_seed(0)).double()
+    generator = torch.Generator().manual_seed(1)
+    total = torch.zeros_like(grad)
+    draws = 4000
+    for _ in range(draws):
+        chosen, scaled = draw_by_gradient(grad, EgsConfig(0.25, "gradient"), generator)
+        total[:, :, chosen[0]] += scaled[:, :, chosen[0]]
+    assert torch.allclose(total / draws, grad, atol=0.2)
+
+
+@pytest.mark.parametrize("sizes", [[0.0] * 6, [0.0, 0.0, 7.0, 0.0, 0.0, 0.0], [1.0] * 6])
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_as_many_are_drawn_as_asked_for(sizes: list[float], k: int) -> None:
+    chosen, chance = sample_by_size(torch.tensor(sizes), k, torch.Generator().manual_seed(0))
+    assert len(set(chosen.tolist())) == k
+    assert bool(((chance > 0) & (chance <= 1)).all())
+
+
+def test_gradients_of_overflowing_losses_draw_all_the_same() -> None:
+    grad = torch.full((1, CHANNELS, 8), torch.inf)
+    grad[0, 0, 3] = torch.nan
+    chosen, _ = draw_by_gradient(grad, EgsConfig(0.5, "gradient"), torch.Generator())
+    assert chosen.shape == (1, 4)
+
+
+def test_gradient_with_all_snippets_is_the_full_gradient() -> None:
+    _, encoder, _ = run(EgsConfig(ratio=1.0, strategy="gradient", micro_batch=3))
+    wanted, _ = one_pass(*parts(), torch.arange(SNIPPETS).expand(VIDEOS, -1))
     for name, value in wanted.items():
         assert torch.allclose(encoder[name], value, rtol=1e-10, atol=1e-12), name
 
