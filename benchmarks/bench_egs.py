@@ -3,7 +3,8 @@
 Windows of a project's training videos pass through backbone and detector of an end-to-end run. For
 each the backbone's gradient is taken from all snippets and from the chosen ones: `cosine` is the
 mean over the windows, `summed` the cosine of the gradients added up over the windows, which is what
-many steps follow.
+many steps follow; each is first divided by the norm of the window's full gradient, as clipping
+makes windows count alike.
 Run: python benchmarks/bench_egs.py PROJECT [--run runs/e2e] [--windows N] [--ratio R] [--json PATH]
 PROJECT is a folder that `tadpipe demo` made.
 """
@@ -120,13 +121,14 @@ def measure(learner: E2ELearner, loader: PixelLoader, windows: int, ratio: float
     for step in range(windows):
         batch = loader.batch(step)
         full = backbone_gradient(learner, batch, every, step)
-        total = total + full
+        norm = full.norm()
+        total = total + full / norm
         for name in STRATEGIES:
             config = EgsConfig(ratio, name, micro_batch=MICRO_BATCH)  # type: ignore[arg-type]
             part = backbone_gradient(learner, batch, config, step)
-            sums[name] = sums.get(name, torch.zeros(())) + part
+            sums[name] = sums.get(name, torch.zeros(())) + part / norm
             cosine = float(nnf.cosine_similarity(part, full, dim=0))
-            rows[name].append((cosine, float(part.norm() / full.norm())))
+            rows[name].append((cosine, float(part.norm() / norm)))
     return {
         name: {
             "cosine": sum(cosine for cosine, _ in values) / len(values),
