@@ -125,30 +125,21 @@ def extract(
     flow = None if flow is None else Path(flow)
     if flow is not None:
         FlowFiles(flow).check()
-    # a dry run measures here; else the workers compute, on devices of their own
-    is_here = dry_run or not shared
-    load_on = resolve_device(device) if is_here else "cpu"
-    if not is_here:
-        from tadpipe.pipeline.scheduler_client import check_cluster  # Dask takes a second
-
-        check_cluster(scheduler, device)
-    if compile and scheduler is None:
-        require_compiler(checked_device(load_on))
+    is_here = dry_run or not shared  # else workers compute; a dry run measures this machine
+    load_on = _device_to_load_on(device, scheduler, is_here, compile)
     choices = Choices(backbone, stride, clip_len, frame_interval, anchor, fps, pixels)
     if recipe is not None:
         choices = with_recipe(choices, recipe)
-    handling: Handling = (on_truncated, dtype, feature_dtype)
-    tuned = tuned_backbone(weights)
-    compile_here = compile and is_here
-    if tuned is None:
-        model, spec = as_chosen(choices, weights, handling, load_on, compile_here, batch, seed)
-        known = None if weights is None else KnownWeights(weights, seed)
-    else:
-        model, spec = as_tuned(tuned, choices, handling, load_on, compile_here)
-        known = KnownWeights(tuned.file)
-    if flow is not None and model.pixels.channels == 2:
-        model.pixels = replace(model.pixels, colour="flow-files")
-        spec = replace(spec, pixels=model.pixels)
+    model, spec, known = _load(
+        choices,
+        weights,
+        (on_truncated, dtype, feature_dtype),
+        device=load_on,
+        compile=compile and is_here,
+        batch=batch,
+        seed=seed,
+        flow=flow,
+    )
     source = flow_source(model.pixels, flow)
     if source is not None and scheduler is None and not dry_run:
         source.check()
@@ -198,6 +189,47 @@ def extract(
         )
     report.annotated_without_video = annotated.without(files)
     return report
+
+
+def _device_to_load_on(device: str, scheduler: str | None, is_here: bool, compile: bool) -> str:
+    """This process's device; "cpu" where workers compute, who have been asked then.
+
+    Raises:
+        ConfigError: no such device, scheduler or compiler.
+    """
+    load_on = resolve_device(device) if is_here else "cpu"
+    if not is_here:
+        from tadpipe.pipeline.scheduler_client import check_cluster  # Dask takes a second
+
+        check_cluster(scheduler, device)
+    if compile and scheduler is None:
+        require_compiler(checked_device(load_on))
+    return load_on
+
+
+def _load(
+    choices: Choices,
+    weights: Path | str | None,
+    handling: Handling,
+    *,
+    device: str,
+    compile: bool,
+    batch: int | None,
+    seed: int,
+    flow: Path | None,
+) -> tuple[Backbone, FeatureSpec, KnownWeights | None]:
+    """The backbone, the spec of its features and where its weights are."""
+    tuned = tuned_backbone(weights)
+    if tuned is None:
+        model, spec = as_chosen(choices, weights, handling, device, compile, batch, seed)
+        known = None if weights is None else KnownWeights(weights, seed)
+    else:
+        model, spec = as_tuned(tuned, choices, handling, device, compile)
+        known = KnownWeights(tuned.file)
+    if flow is not None and model.pixels.channels == 2:
+        model.pixels = replace(model.pixels, colour="flow-files")
+        spec = replace(spec, pixels=model.pixels)
+    return model, spec, known
 
 
 def extract_features(
