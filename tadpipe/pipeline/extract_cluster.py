@@ -134,7 +134,7 @@ class _ClusterRun:
             ):
                 self._hand_out(self._next_group(workers))
             future, outcome = self._next_outcome()
-            self._take(future, self._handed_out.pop(future), outcome)
+            self._take(self._handed_out.pop(future), outcome)
 
     def _may_hand_out(self) -> bool:
         """Suspects have the cluster for themselves: a death takes whatever waits on that worker."""
@@ -183,12 +183,16 @@ class _ClusterRun:
             timeout=LOOK_SEC,
         )
 
-    def _take(self, future: Future, group: list[Unit], outcome: Any) -> None:
-        if future.status not in ("finished", "error"):  # cancelled, or its scheduler is gone
-            raise self._lost()
-        if future.status == "finished":
+    def _take(self, group: list[Unit], outcome: Any) -> None:
+        """What came of a group, as Dask has it: the answer, an error in three parts, or neither.
+
+        The future's own status is of this moment: it changes when the worker dies that answered.
+        """
+        if isinstance(outcome, list):
             self._record(group, outcome)
             return
+        if not isinstance(outcome, tuple):  # cancelled, or its scheduler is gone
+            raise self._lost()
         _, error, trace = outcome
         if isinstance(error, KilledWorker):
             # A suspect was alone, so that every death was its own; before, it may be another's.
