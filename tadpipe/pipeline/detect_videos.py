@@ -30,7 +30,7 @@ from tadpipe.pipeline.clip_batches import batch_of
 from tadpipe.pipeline.detect import detect_on_source
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.extract import extract_features
-from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
+from tadpipe.pipeline.extract_report import ExtractReport
 from tadpipe.pipeline.known_weights import KnownWeights
 from tadpipe.pipeline.pixel_grid import grid_of
 from tadpipe.pipeline.progress import SILENT, Progress
@@ -39,6 +39,7 @@ from tadpipe.pipeline.spec_backbone import load_exactly, place_of_weights
 from tadpipe.pipeline.text_table import cut
 from tadpipe.pipeline.video_features import ComputedTable, VideoTable
 from tadpipe.pipeline.video_files import VideoFile, find_videos, printable
+from tadpipe.pipeline.video_outcomes import VideoOutcome
 from tadpipe.registry import resolve
 from tadpipe.report.timeline import MIN_SCORE, shown_detections, terminal_timeline
 from tadpipe.store.content import ContentIndex

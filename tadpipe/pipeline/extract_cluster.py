@@ -25,13 +25,14 @@ from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, as_c
 from tadpipe.backbones.loading import RANDOM
 from tadpipe.errors import StoreError, TadpipeError, VideoReason
 from tadpipe.location import location
-from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
+from tadpipe.pipeline.extract_report import ExtractReport
 from tadpipe.pipeline.extract_units import Unit, units_of
 from tadpipe.pipeline.extract_worker import Job, Sent, close_sessions, extract_group
 from tadpipe.pipeline.local_workers import local_workers
 from tadpipe.pipeline.progress import Progress
 from tadpipe.pipeline.scheduler_client import UNREACHABLE, cluster_of, dask_quiet
 from tadpipe.pipeline.video_files import VideoFile, printable
+from tadpipe.pipeline.video_outcomes import VideoOutcome
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.ledger import LedgerRow
 

@@ -19,16 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tadpipe.backbones.protocol import Backbone
 from tadpipe.backbones.representation import frame_features
 from tadpipe.errors import VideoError
-from tadpipe.pipeline.extract_report import (
-    ExtractPlan,
-    ExtractRates,
-    ExtractReport,
-    VideoOutcome,
-)
+from tadpipe.pipeline.extract_report import ExtractPlan, ExtractRates, ExtractReport
 from tadpipe.pipeline.extract_run import Runner, content_of
 from tadpipe.pipeline.frame_rows import FrameWindows
 from tadpipe.pipeline.frame_source import VideoRows, resampled
 from tadpipe.pipeline.video_files import VideoFile
+from tadpipe.pipeline.video_outcomes import VideoOutcome
 from tadpipe.store.content import ContentIndex
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.metadata import FeatureSpec

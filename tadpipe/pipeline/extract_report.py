@@ -6,21 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from tadpipe.location import Location
-from tadpipe.pipeline.video_files import printable
+from tadpipe.pipeline.video_outcomes import Outcomes, VideoOutcome
 from tadpipe.store.run_progress import RunProgress, rates_text
-
-
-class VideoOutcome(NamedTuple):
-    """What became of one video."""
-
-    name: str
-    status: Literal["done", "reused", "failed"]
-    reason: str = ""  # a VideoReason when it failed or is a copy
-    message: str = ""
-    rows: int = 0
-    frames_decoded: int = 0
-    seconds: float = 0.0
-    bytes: int = 0
 
 
 class ExtractRates(NamedTuple):
@@ -116,7 +103,7 @@ def _hours(hours: float | None) -> str:
 
 
 @dataclass
-class ExtractReport:
+class ExtractReport(Outcomes):
     """The result of a run over a list of videos."""
 
     store: Location
@@ -128,9 +115,6 @@ class ExtractReport:
     progress: RunProgress | None = None  # of the one process that did it
     shared_sec: float | None = None  # that several workers took
     plan: ExtractPlan | None = None  # of a dry run
-
-    def count(self, status: str) -> int:
-        return sum(video.status == status for video in self.videos)
 
     def total(self, quantity: Literal["rows", "frames_decoded", "bytes"]) -> int:
         """Sum over the videos done in this run."""
@@ -155,25 +139,15 @@ class ExtractReport:
             "left_sec": 0.0,
         }
 
-    @property
-    def exit_code(self) -> int:
-        return 3 if self.count("failed") else 0
-
     def text(self) -> str:
         """The failed videos with their reasons, then one line: done, reused, failed, seconds."""
-        lines = [
-            f"failed  {printable(video.name)}: {video.reason}: {video.message}"
-            for video in self.videos
-            if video.status == "failed"
-        ]
+        lines = self.failed_lines()
         if self.annotated_without_video:
             names = self.annotated_without_video
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             lines.append(f"{len(names)} annotated videos have no file here: {shown}")
-        done = "to do" if self.dry_run else "done"
         lines.append(
-            f"{len(self.videos)} videos: {self.count('done')} {done}, "
-            f"{self.count('reused')} reused, {self.count('failed')} failed; "
+            f"{self.counts_text()}; "
             f"{self.total('rows')} snippets, {self.total('frames_decoded')} frames, "
             f"{self.total('bytes') / 1e6:.1f} MB in {self.seconds:.1f} s -> {self.store}"
         )
@@ -193,10 +167,7 @@ class ExtractReport:
         return {
             "store": str(self.store),
             "fid": self.fid,
-            "dry_run": self.dry_run,
-            "done": self.count("done"),
-            "reused": self.count("reused"),
-            "failed": self.count("failed"),
+            **self.counts(),
             "snippets": self.total("rows"),
             "frames_decoded": self.total("frames_decoded"),
             "bytes": self.total("bytes"),

@@ -20,12 +20,13 @@ from typing import Self, TypeVar
 
 from tadpipe.errors import VideoError, VideoReason
 from tadpipe.pipeline.clip_batches import ClipBatches
-from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
+from tadpipe.pipeline.extract_report import ExtractReport
 from tadpipe.pipeline.frame_rows import FrameWindows
 from tadpipe.pipeline.frame_source import VideoRows
 from tadpipe.pipeline.progress import Progress
 from tadpipe.pipeline.run_meter import RunMeter
 from tadpipe.pipeline.video_files import VideoFile, printable
+from tadpipe.pipeline.video_outcomes import VideoOutcome
 from tadpipe.store.content import ContentIndex
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.ledger import LedgerRow

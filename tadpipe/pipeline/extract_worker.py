@@ -26,13 +26,14 @@ from tadpipe.location import location
 from tadpipe.pipeline.clip_batches import batch_of, decoders_of
 from tadpipe.pipeline.device import resolve_device
 from tadpipe.pipeline.extract_checks import compiling
-from tadpipe.pipeline.extract_report import ExtractReport, VideoOutcome
+from tadpipe.pipeline.extract_report import ExtractReport
 from tadpipe.pipeline.extract_run import ExtractRun, Runner
 from tadpipe.pipeline.known_weights import KnownWeights
 from tadpipe.pipeline.optical_flow import flow_source
 from tadpipe.pipeline.spec_backbone import load_exactly
 from tadpipe.pipeline.video_features import clip_runner
 from tadpipe.pipeline.video_files import VideoFile, printable
+from tadpipe.pipeline.video_outcomes import VideoOutcome
 from tadpipe.store.feature_store import FeatureStore
 from tadpipe.store.metadata import FeatureSpec
 from tadpipe.video.process import DecodeProcess

@@ -18,9 +18,9 @@ import numpy as np
 
 from tadpipe.config import write_atomically
 from tadpipe.errors import ConfigError
-from tadpipe.pipeline.extract_report import VideoOutcome
 from tadpipe.pipeline.progress import SILENT, Progress
 from tadpipe.pipeline.video_files import printable
+from tadpipe.pipeline.video_outcomes import Outcomes, VideoOutcome
 from tadpipe.store.feature_files import (
     FeatureFileReason,
     npy_bytes,
@@ -37,7 +37,7 @@ Layout = Literal["npy", "npz", "h5"]
 
 
 @dataclass
-class ExportReport:
+class ExportReport(Outcomes):
     """What became of each video of an export."""
 
     out: Path
@@ -45,34 +45,15 @@ class ExportReport:
     dry_run: bool = False
     videos: list[VideoOutcome] = field(default_factory=list)
 
-    def count(self, status: str) -> int:
-        return sum(video.status == status for video in self.videos)
-
-    @property
-    def exit_code(self) -> int:
-        return 3 if self.count("failed") else 0
-
     def text(self) -> str:
-        lines = [
-            f"failed  {printable(video.name)}: {video.reason}: {video.message}"
-            for video in self.videos
-            if video.status == "failed"
-        ]
-        done = "to do" if self.dry_run else "done"
-        lines.append(
-            f"{len(self.videos)} videos: {self.count('done')} {done}, "
-            f"{self.count('reused')} there already, {self.count('failed')} failed -> {self.out}"
-        )
+        lines = [*self.failed_lines(), f"{self.counts_text('there already')} -> {self.out}"]
         return "\n".join(lines)
 
     def to_mapping(self) -> dict[str, Any]:
         return {
             "out": str(self.out),
             "fid": self.fid,
-            "dry_run": self.dry_run,
-            "done": self.count("done"),
-            "reused": self.count("reused"),
-            "failed": self.count("failed"),
+            **self.counts(),
             "videos": [{**video._asdict(), "name": printable(video.name)} for video in self.videos],
         }
 

@@ -25,11 +25,11 @@ from tadpipe.datasets.annotation_files import annotation_copy, read_annotations
 from tadpipe.datasets.spec import DatasetSpec
 from tadpipe.errors import ConfigError
 from tadpipe.location import location
-from tadpipe.pipeline.extract_report import VideoOutcome
 from tadpipe.pipeline.feature_provenance import Provenance
 from tadpipe.pipeline.import_report import ImportReport
 from tadpipe.pipeline.progress import SILENT, Progress
 from tadpipe.pipeline.video_files import printable
+from tadpipe.pipeline.video_outcomes import VideoOutcome
 from tadpipe.registry import resolve
 from tadpipe.store.feature_files import (
     PICKLE_SUFFIXES,

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tadpipe.location import Location
-from tadpipe.pipeline.extract_report import VideoOutcome
 from tadpipe.pipeline.video_files import printable
+from tadpipe.pipeline.video_outcomes import Outcomes, VideoOutcome
 
 
 @dataclass
-class ImportReport:
+class ImportReport(Outcomes):
     """What became of each video of an import."""
 
     store: Location
@@ -21,20 +21,9 @@ class ImportReport:
     other_lengths: list[str] = field(default_factory=list)  # rows and annotated duration disagree
     seconds: float = 0.0
 
-    def count(self, status: str) -> int:
-        return sum(video.status == status for video in self.videos)
-
-    @property
-    def exit_code(self) -> int:
-        return 3 if self.count("failed") else 0
-
     def text(self) -> str:
         """The files that failed with their reasons, lengths that differ, then one line of sums."""
-        lines = [
-            f"failed  {printable(video.name)}: {video.reason}: {printable(video.message)}"
-            for video in self.videos
-            if video.status == "failed"
-        ]
+        lines = self.failed_lines()
         if self.other_lengths:
             shown = ", ".join(map(printable, self.other_lengths[:5]))
             dots = ", ..." if len(self.other_lengths) > 5 else ""
@@ -43,22 +32,14 @@ class ImportReport:
                 f"{count} differ from their annotated duration by more than a clip: {shown}{dots}"
             )
         rows = sum(video.rows for video in self.videos if video.status == "done")
-        done = "to do" if self.dry_run else "done"
-        lines.append(
-            f"{len(self.videos)} videos: {self.count('done')} {done}, "
-            f"{self.count('reused')} reused, {self.count('failed')} failed; {rows} rows in "
-            f"{self.seconds:.1f} s -> {self.store}"
-        )
+        lines.append(f"{self.counts_text()}; {rows} rows in {self.seconds:.1f} s -> {self.store}")
         return "\n".join(lines)
 
     def to_mapping(self) -> dict[str, Any]:
         return {
             "store": str(self.store),
             "fid": self.fid,
-            "dry_run": self.dry_run,
-            "done": self.count("done"),
-            "reused": self.count("reused"),
-            "failed": self.count("failed"),
+            **self.counts(),
             "seconds": self.seconds,
             "other_lengths": self.other_lengths,
             "videos": [{**video._asdict(), "name": printable(video.name)} for video in self.videos],

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from tadpipe.errors import StoreError
-from tadpipe.pipeline.extract_report import VideoOutcome
 from tadpipe.pipeline.frame_source import VideoRows
+from tadpipe.pipeline.video_outcomes import VideoOutcome
 from tadpipe.store.run_progress import RunProgress
 
 logger = logging.getLogger(__name__)
