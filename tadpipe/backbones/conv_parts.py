@@ -45,11 +45,21 @@ def without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.endswith(COUNTER)}
 
 
-def set_conv_dtype(model: nn.Module, dtype: torch.dtype) -> None:
-    """Run every convolution in `dtype`; the maps between them have that type too."""
+def set_conv_dtype(
+    model: nn.Module,
+    dtype: torch.dtype,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> None:
+    """Run every convolution in `dtype`; the maps between them have that type too.
+
+    Args:
+        layout: of the weights, and hence of the maps; the faster one differs from trunk to trunk
+            (measured, benchmarks/results/backbone.md).
+    """
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             module.to(dtype)
+            module.weight.data = module.weight.contiguous(memory_format=layout)
 
 
 def initialise_convs(model: nn.Module) -> None:

@@ -238,7 +238,7 @@ class I3d(nn.Module):
 
     def set_matmul_dtype(self, dtype: torch.dtype) -> None:
         """Run the convolutions in `dtype`; statistics, pooling and features stay float32."""
-        set_conv_dtype(self.stages, dtype)
+        set_conv_dtype(self.stages, dtype, torch.channels_last_3d)
 
     def compile_trunk(self) -> None:
         """Compile what features and feature maps share, for fixed shapes."""

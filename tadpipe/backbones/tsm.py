@@ -188,7 +188,7 @@ class Tsm(nn.Module):
 
     def set_matmul_dtype(self, dtype: torch.dtype) -> None:
         """Run the convolutions in `dtype`; statistics, pooling and features stay float32."""
-        set_conv_dtype(self, dtype)
+        set_conv_dtype(self, dtype, torch.channels_last)
 
     def compile_trunk(self) -> None:
         """Compile what features and feature maps share, for fixed shapes."""
