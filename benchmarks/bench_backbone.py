@@ -3,7 +3,7 @@
 For transformers the baseline is the attention of every public VideoMAE release, in a few lines: it
 builds the N x N matrix of each head. For backbones of convolutions or attention windows it is one
 clip per forward pass, as the public scripts have it, against the padded batch of `tadpipe extract`;
-the same batch is also run with weights and clips in the channels-last layout and, with --compile,
+the same batch is also run with weights in the channels-last layout and, with --compile,
 through torch.compile. Random weights, float32, inference mode.
 Run: python benchmarks/bench_backbone.py [--json PATH] [--repeats N] [--batch N] [--threads N]
 [--names A,B] [--compile]
@@ -94,13 +94,14 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     }
 
 
-def channels_last(name: str) -> Backbone:
-    """A backbone with the weights of its convolutions in that layout."""
+def laid_out(name: str, channels_last: bool) -> Backbone:
+    """A backbone with the weights of its convolutions in that layout, whatever is its own."""
     model = load_backbone(name, "random")
     assert isinstance(model, torch.nn.Module)
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}
     for weight in model.parameters():
-        layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.dim())
-        if layout is not None:
+        if weight.dim() in last:
+            layout = last[weight.dim()] if channels_last else torch.contiguous_format
             weight.data = weight.data.contiguous(memory_format=layout)
     return model
 
@@ -109,13 +110,13 @@ class Batch:
     """A window backbone on one batch of clips, in each way that is to be compared."""
 
     def __init__(self, name: str, batch: int, compiled: bool) -> None:
-        model = load_backbone(name, "random")
+        model = laid_out(name, channels_last=False)
         side = model.pixels.size
         clips = torch.randn(batch, model.pixels.channels, model.clip_len, side, side)
         self.ways: dict[str, tuple[Backbone, Tensor]] = {
             "batch": (model, clips),
             "one": (model, clips[:1]),
-            "last": (channels_last(name), clips.to(memory_format=torch.channels_last_3d)),
+            "last": (laid_out(name, channels_last=True), clips),
         }
         if compiled:
             self.ways["compiled"] = (load_backbone(name, "random"), clips)
