@@ -36,8 +36,12 @@ def batch_of(device: str) -> int:
 
 
 def decoders_of(device: str) -> int:
-    """Decoders, unless somebody says otherwise."""
-    return 1 if torch.device(device).type == "cpu" else 4
+    """Decoders, unless somebody says otherwise.
+
+    Two on the CPU where this process has the cores: 1.7 times the frames where decoding is the
+    work, and no loss where it is not (measured, benchmarks/results/workers.md).
+    """
+    return min(2, torch.get_num_threads()) if torch.device(device).type == "cpu" else 4
 
 
 class ClipBatches:
