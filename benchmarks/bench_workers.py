@@ -6,7 +6,8 @@ no tadpipe around them. Rounds alternate, so that other load on the machine meet
 of extraction are taken from the ledger, between the start of the first video and the end of the
 last, so that starting Python counts for nobody; `command_sec` has it all. One worker is also run
 with two decoders.
-Run: python benchmarks/bench_workers.py [--films 24] [--frames 3600] [--rounds 2] [--json PATH]
+Run: python benchmarks/bench_workers.py [--films 24] [--frames 3600] [--stride 1200] [--rounds 2]
+[--json PATH]
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ for path in sys.argv[1:]:
 print(count, started, time.monotonic())
 """
 SETTINGS = ["--backbone", "videomae-tiny", "--weights", "random", "--device", "cpu"]
-STRIDE = "1200"
 WAYS = (("extract_1", 1, 1), ("extract_2", 2, 1), ("extract_1_decoders_2", 1, 2))
 
 
@@ -68,11 +68,11 @@ def decode(films: list[Path], processes: int) -> float:
     return sum(t[0] for t in told) / (max(t[2] for t in told) - min(t[1] for t in told))
 
 
-def extract(folder: Path, workers: int, decoders: int = 1) -> tuple[float, float]:
+def extract(folder: Path, stride: int, workers: int, decoders: int) -> tuple[float, float]:
     """Frames per second of an extraction, and seconds of the whole command."""
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch, "s.zarr")
-        words = ["extract", folder, "--store", store, "--stride", STRIDE]
+        words = ["extract", folder, "--store", store, "--stride", stride]
         words += ["--workers", workers, "--decoders", decoders]
         started = time.monotonic()
         subprocess.run(
@@ -91,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--films", type=int, default=24)
     parser.add_argument("--frames", type=int, default=3600)
+    parser.add_argument("--stride", type=int, default=1200, help="frames; wider is less pixels")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -108,7 +109,7 @@ def main() -> None:
             for count in (1, 2):
                 rates.setdefault(f"decode_{count}", []).append(decode(films, count))
             for name, workers, decoders in WAYS:
-                rate, seconds = extract(folder, workers, decoders)
+                rate, seconds = extract(folder, options.stride, workers, decoders)
                 rates.setdefault(name, []).append(rate)
                 commands.setdefault(name, []).append(seconds)
     middle = {name: statistics.median(values) for name, values in rates.items()}
@@ -121,6 +122,7 @@ def main() -> None:
         "distributed": version("distributed"),
         "films": options.films,
         "frames_each": options.frames,
+        "stride": options.stride,
         "rounds": options.rounds,
         "frames_per_sec": {name: [round(value) for value in rates[name]] for name in rates},
         "command_sec": {name: [round(v, 1) for v in commands[name]] for name in commands},
