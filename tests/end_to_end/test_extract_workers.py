@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from tadpipe.pipeline.extract import extract
 from tadpipe.store.feature_store import FeatureStore
@@ -30,6 +31,7 @@ class Shared(NamedTuple):
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     """Six videos with the tuned backbone of a run, all named as seen from the folder."""
     folder = tmp_path_factory.mktemp("project")
+    threads = str(torch.get_num_threads())  # as here: the last bits depend on their number
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         run(make_project(folder), folder / "meine Läufe" / "erster")
@@ -39,7 +41,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
             capture_output=True,
             text=True,
             cwd=folder,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": threads},
         )
         assert answer.returncode == 0, answer.stderr
         stored = FeatureStore.open(folder / "s.zarr")
