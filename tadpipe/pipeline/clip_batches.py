@@ -38,10 +38,10 @@ def batch_of(device: str) -> int:
 def decoders_of(device: str) -> int:
     """Decoders, unless somebody says otherwise.
 
-    Two on the CPU where this process has the cores: 1.7 times the frames where decoding is the
-    work, and no loss where it is not (measured, benchmarks/results/workers.md).
+    One on the CPU, so that videos are done in their order; two are 1.7 times as fast where decoding
+    is the work (measured, benchmarks/results/workers.md).
     """
-    return min(2, torch.get_num_threads()) if torch.device(device).type == "cpu" else 4
+    return 1 if torch.device(device).type == "cpu" else 4
 
 
 class ClipBatches:

@@ -101,8 +101,7 @@ def extract(
         batch: clips per forward pass; default 1 on the CPU and 32 on a GPU. For convolutional
             backbones 8 anywhere, the last batch is padded, and the number is part of the spec.
         feature_dtype: how rows are stored.
-        decoders: processes that decode, each a video of its own; default 2 on a CPU with
-            two cores or more, 4 on a GPU.
+        decoders: processes that decode, each a video of its own; default 1 on the CPU, 4 on a GPU.
         on_truncated: "skip" a file that ends early, or "keep" what can be decoded.
         shard_of: (i, n) takes every n-th video from the i-th on.
         workers: processes that share the videos, each with a backbone of its own and, where there
