@@ -138,8 +138,8 @@ def draw_by_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Snippets with probabilities proportional to the norms of their features' gradients.
 
-    Importance sampling: of all unbiased choices of so many the one whose error is smallest while
-    nothing is known of the encoder.
+    Importance sampling: unbiased, and of independent draws the ones of least variance where all
+    snippets change the encoder alike.
 
     Args:
         feature_grad: [B, C, M].
