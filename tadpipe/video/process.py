@@ -265,6 +265,7 @@ class _Child:
 
     def __init__(self) -> None:
         self._ring_file = _anonymous_file()
+        self._ring = np.empty(0, dtype=np.uint8)  # its memory; touched anew it would be slow
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by kill()
         fd = self._ring_file.fileno()
         self.process = subprocess.Popen(
@@ -288,11 +289,13 @@ class _Child:
         """Make room for frames of a shape and tell the child; [slots, H, W, 3]."""
         frame_bytes = int(np.prod(shape))
         slots = min(max(ring_bytes // frame_bytes, FEWEST_SLOTS), MOST_SLOTS)
-        fd = self._ring_file.fileno()
-        os.ftruncate(fd, slots * frame_bytes)
-        memory = mmap.mmap(fd, slots * frame_bytes)  # unmapped with its last array
+        if len(self._ring) != slots * frame_bytes:
+            fd = self._ring_file.fileno()
+            os.ftruncate(fd, slots * frame_bytes)
+            memory = mmap.mmap(fd, slots * frame_bytes)  # unmapped with its last array
+            self._ring = np.frombuffer(memory, dtype=np.uint8)
         self.channel.send({"slots": slots})
-        return np.frombuffer(memory, dtype=np.uint8).reshape(slots, *shape)
+        return self._ring.reshape(slots, *shape)
 
     def close(self) -> None:
         """Let the child finish; it ends when its input ends."""

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import NamedTuple, NoReturn
 
 import av.logging
@@ -24,7 +25,7 @@ from tadpipe.video.reader import SKIPPED, FrameStream, open_frames
 from tadpipe.video.snippets import SnippetPlan
 
 PARENT_CHECK_SEC = 1.0
-MOST_SKIPPED = 16  # frames that one message speaks of
+SKIPPED_SEC = 0.05  # until the owner hears of frames that it need not have
 
 
 class _Stopped(Exception):
@@ -40,11 +41,12 @@ class _FileState(NamedTuple):
 
 
 class Worker:
-    """Answers `probe` and `frames` commands; keeps the packet pass of the last file."""
+    """Answers `probe` and `frames` commands; keeps the packet pass and the ring of the last file."""
 
     def __init__(self, channel: LineChannel, ring_fd: int) -> None:
         self.channel = channel
         self.ring_fd = ring_fd
+        self._ring = np.empty(0, dtype=np.uint8)
         self._last_scan: tuple[_FileState, PacketScan] | None = None
 
     def run(self) -> None:
@@ -92,9 +94,10 @@ class Worker:
         slots, slot_bytes = answer["slots"], height * width * 3
         failure: TadpipeError | None = None
         try:
-            memory = mmap.mmap(self.ring_fd, slots * slot_bytes)  # unmapped with its last array
-            ring = np.frombuffer(memory, dtype=np.uint8).reshape(slots, height, width, 3)
-            self._fill(stream, ring)
+            if len(self._ring) != slots * slot_bytes:
+                memory = mmap.mmap(self.ring_fd, slots * slot_bytes)  # unmapped with its last array
+                self._ring = np.frombuffer(memory, dtype=np.uint8)
+            self._fill(stream, self._ring.reshape(slots, height, width, 3))
         except TadpipeError as error:
             failure = error
         except (MemoryError, OSError) as error:
@@ -114,16 +117,19 @@ class Worker:
 
     def _fill(self, stream: FrameStream, ring: np.ndarray) -> None:
         free = list(range(len(ring)))
-        skipped = 0  # since the last message
+        skipped, told = 0, time.monotonic()
         try:
             for frame in stream:
                 needs_slot = frame is not SKIPPED
+                if not needs_slot:
+                    skipped += 1
+                    if time.monotonic() < told + SKIPPED_SEC:
+                        continue
                 while (needs_slot and not free) or self.channel.has_line:
                     free += self._receive()["free"]
-                skipped += not needs_slot
-                if skipped and (needs_slot or skipped == MOST_SKIPPED):
+                if skipped:
                     self.channel.send({"skipped": skipped})
-                    skipped = 0
+                    skipped, told = 0, time.monotonic()
                 if needs_slot:
                     slot = free.pop()
                     ring[slot] = frame
