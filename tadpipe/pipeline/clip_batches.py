@@ -38,8 +38,8 @@ def batch_of(device: str) -> int:
 def decoders_of(device: str) -> int:
     """Decoders, unless somebody says otherwise.
 
-    One on the CPU, so that videos are done in their order; two are 1.7 times as fast where decoding
-    is the work (measured, benchmarks/results/workers.md).
+    One on the CPU, where backbone and decoders share the cores: two are slower with clips close to
+    each other, 1.8 times as fast with clips far apart (measured, benchmarks/results/workers.md).
     """
     return 1 if torch.device(device).type == "cpu" else 4
 

@@ -289,6 +289,7 @@ def extract_features(
                 opened.set_annotations(annotations)
             with compiling(spec), opened.writer(spec) as writer:
                 ExtractRun(report, opened, writer, batches, progress).over(files)
+            report.take(report.videos, files)
     report.seconds = time.monotonic() - started
     return report
 

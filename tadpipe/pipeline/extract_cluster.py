@@ -82,7 +82,7 @@ def extract_on_cluster(
             with _told(StoreError):
                 run.write(())
         raise
-    report.videos = list(run.outcomes.values())
+    report.take(run.outcomes.values(), files)
     report.seconds = time.monotonic() - started
     return report
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from tadpipe.location import Location
+from tadpipe.pipeline.video_files import VideoFile
 from tadpipe.pipeline.video_outcomes import Outcomes, VideoOutcome
 from tadpipe.store.run_progress import RunProgress, rates_text
 
@@ -115,6 +117,11 @@ class ExtractReport(Outcomes):
     progress: RunProgress | None = None  # of the one process that did it
     shared_sec: float | None = None  # that several workers took
     plan: ExtractPlan | None = None  # of a dry run
+
+    def take(self, outcomes: Iterable[VideoOutcome], files: Sequence[VideoFile]) -> None:
+        """What came of the files, however it came, in their order."""
+        place = {file.name: number for number, file in enumerate(files)}
+        self.videos = sorted(outcomes, key=lambda video: place[video.name])
 
     def total(self, quantity: Literal["rows", "frames_decoded", "bytes"]) -> int:
         """Sum over the videos done in this run."""
