@@ -41,7 +41,7 @@ class _FileState(NamedTuple):
 
 
 class Worker:
-    """Answers `probe` and `frames` commands; keeps the packet pass and the ring of the last file."""
+    """Answers `probe` and `frames` commands; keeps packet pass and ring of the last file."""
 
     def __init__(self, channel: LineChannel, ring_fd: int) -> None:
         self.channel = channel
