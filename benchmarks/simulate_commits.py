@@ -1,7 +1,7 @@
 """A thousand workers against the real commit protocol: what saturates first.
 
-    python benchmarks/simulate_commits.py [--workers 1000] [--videos 20] [--place FOLDER or s3://...]
-        [--out benchmarks/results/commits.md]
+    python benchmarks/simulate_commits.py [--workers 1000] [--videos 20] [--processes 2]
+        [--s3-workers 50] [--s3-videos 5]
 
 Every simulated worker is a real `StoreWriter` with a store of its own in memory, as in a process of
 its own: spool, part, commit, ledger, catalogue. The backbone is left out (rows are a few numbers),
@@ -99,6 +99,25 @@ def timed(call: Any, repeats: int = 3) -> float:
     return statistics.median(seconds)
 
 
+def looks(place: str, repeats: int = 5) -> dict[str, float]:
+    """What a worker spends, before and after each video, to see what others committed meanwhile."""
+    store = FeatureStore.open(place)
+
+    def look() -> None:
+        store.backend.commit_ids(SPEC.fid)
+
+    def look_at_news() -> None:
+        look()
+        store.note_committed(SPEC.fid)
+        store.has_content(SPEC.fid, "")
+
+    look_at_news()
+    return {
+        "look_ms": 1e3 * timed(look, repeats),
+        "look_at_news_ms": 1e3 * timed(look_at_news, repeats),
+    }
+
+
 def simulate(place: str, workers: int, videos: int, processes: int) -> dict[str, Any]:
     """Figures of one store."""
     FeatureStore.create(place)
@@ -128,6 +147,7 @@ def simulate(place: str, workers: int, videos: int, processes: int) -> dict[str,
         "open_sec": timed(lambda: FeatureStore.open(place).videos(SPEC.fid)),
         "status_sec": timed(lambda: FeatureStore.open(place).status()),
         "verify_sec": timed(lambda: verify(FeatureStore.open(place)), 1),
+        **looks(place),
     }
     if "://" not in place:
         catalogue = Path(place, "features", SPEC.fid, "catalogue.jsonl")
