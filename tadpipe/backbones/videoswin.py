@@ -111,7 +111,7 @@ def far_apart(edges: Sequence[Tensor], like: Tensor) -> Tensor:
     """-100 where two tokens of a window are neighbours through the shift only, [1, M, M]."""
     if not edges:
         return like.new_zeros(())
-    apart = torch.stack([edge[:, None] != edge[None, :] for edge in edges]).any(dim=0)
+    apart = torch.stack([edge[:, None] ^ edge[None, :] for edge in edges]).any(dim=0)
     return (apart.to(like.dtype) * FAR)[None]
 
 
