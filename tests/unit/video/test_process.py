@@ -85,6 +85,7 @@ def test_one_child_serves_many_videos_of_different_sizes(
         frames = list(decoder.frames(path))
         assert numbers(iter(frames)) == list(range(7))
         assert frames[0].shape == (size[1], size[0], 3)
+    assert numbers(decoder.frames(video)) == list(range(FRAMES))  # the first size again
     assert decoder.pid == pid
 
 
