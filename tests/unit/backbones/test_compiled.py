@@ -1,4 +1,4 @@
-"""Every family of backbones through torch.compile: needs a C++ compiler and about a minute each."""
+"""Every family of backbones through torch.compile: needs a C++ compiler and 20 seconds each."""
 
 from __future__ import annotations
 

@@ -105,11 +105,12 @@ def test_batch_is_part_of_the_spec_only_where_bits_depend_on_it(
     assert fid(SETTINGS, None) == fid(SETTINGS, 3)
 
 
-def test_every_frame_is_decoded_once(videos: Path, tmp_path: Path) -> None:
-    report = extract([videos], store=tmp_path / "s.zarr", **SETTINGS)
+@pytest.mark.parametrize("decoders", [1, 2])
+def test_every_frame_is_decoded_once(videos: Path, tmp_path: Path, decoders: int) -> None:
+    report = extract([videos], store=tmp_path / "s.zarr", decoders=decoders, **SETTINGS)
     assert report.total("frames_decoded") == 70 + 53 + 41
-    rows = {video.name: video.rows for video in report.videos}
-    assert rows == {f"v{i}": (n - 16) // 4 + 1 for i, n in enumerate((70, 53, 41))}
+    assert [v.name for v in report.videos] == ["v0", "v1", "v2"]  # whichever ended first
+    assert [v.rows for v in report.videos] == [(n - 16) // 4 + 1 for n in (70, 53, 41)]
 
 
 def test_row_times_are_those_of_the_published_formula(videos: Path, tmp_path: Path) -> None:
